@@ -1,0 +1,1 @@
+"""The service: a bundle behind HTTP. Needs one ONNX Runtime, never torch."""

@@ -1,0 +1,62 @@
+"""The command line: `python -m app` or `alignet-serve`. Every setting is a flag and an ALIGNET_ variable."""
+
+import logging
+import sys
+
+import uvicorn
+from pydantic import ValidationError
+
+from app.main import create_app
+from app.service import VERSION, ServedModel
+from app.settings import Settings
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT; exit 1 if the bundle cannot be served, 2 for a wrong setting."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"alignet-serve {VERSION}")
+        return
+    try:
+        settings = Settings(_cli_parse_args=True)  # type: ignore[call-arg]  # taken by BaseSettings
+    except ValidationError as error:
+        for fault in error.errors(include_input=False, include_url=False):
+            print(f"setting {'.'.join(map(str, fault['loc']))}: {fault['msg']}", file=sys.stderr)
+        raise SystemExit(2) from None
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    raise SystemExit(_serve(settings))
+
+
+def _serve(settings: Settings) -> int:
+    failures: list[Exception] = []
+
+    def on_failure(error: Exception) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    def on_ready(model: ServedModel) -> None:
+        sockets = [s.getsockname() for running in server.servers for s in running.sockets]
+        port = sockets[0][1] if sockets else settings.port
+        host = "localhost" if settings.host in ("0.0.0.0", "127.0.0.1", "::") else settings.host  # noqa: S104
+        print(
+            f"\nAligNet Serve {VERSION} is ready at http://{host}:{port} (model {model.name}; API at /docs). Try:\n\n"
+            f"  curl http://{host}:{port}/odd-one-out -F images=@docs/photos/cat.jpg "
+            "-F images=@docs/photos/raccoon.jpg -F images=@docs/photos/rocket.jpg\n",
+            flush=True,
+        )
+
+    config = uvicorn.Config(
+        create_app(settings, on_ready=on_ready, on_failure=on_failure),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.drain_seconds,
+    )
+    server = uvicorn.Server(config)
+    server.run()
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    main()

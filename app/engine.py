@@ -1,0 +1,148 @@
+"""The engine: one ONNX Runtime session, and proof that it is the one asked for.
+
+An engine is one method, `embed(pixels) -> {space: vectors}`; the batcher needs nothing else.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.bundle import GRAPH_INPUT, Bundle, GraphMismatch, check_golden, check_golden_pixels
+
+log = logging.getLogger("alignet")
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+# They all install the same `onnxruntime` folder; two at once overwrite each other, and CUDA
+# silently disappears (onnxruntime issues 7748, 12185, 26996).
+DISTRIBUTIONS = frozenset(
+    {"onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-rocm"}
+)
+
+
+class EngineUnavailable(RuntimeError):
+    """No session can be had as asked: wrong installation, or another provider than asked for."""
+
+
+class Engine(Protocol):
+    """What runs the graph."""
+
+    def embed(self, pixels: NDArray[Any]) -> Mapping[str, NDArray[np.float32]]:
+        """[n, 3, height, width] to {space: [n, size]}."""
+        ...
+
+
+def installed_runtimes() -> list[str]:
+    """Names of the installed ONNX Runtime distributions."""
+    names = {(dist.metadata["Name"] or "").lower().replace("_", "-") for dist in metadata.distributions()}
+    return sorted(names & DISTRIBUTIONS)
+
+
+def require_one_runtime(installed: list[str]) -> None:
+    """Raises EngineUnavailable unless exactly one ONNX Runtime distribution is installed."""
+    if len(installed) == 1:
+        return
+    if not installed:
+        raise EngineUnavailable(
+            "no ONNX Runtime is installed; install one: pip install 'alignet-serve[cpu]' or 'alignet-serve[gpu]'."
+        )
+    raise EngineUnavailable(
+        f"{len(installed)} ONNX Runtime distributions are installed ({', '.join(installed)}); they overwrite each "
+        f"other's files. Run: pip uninstall -y {' '.join(installed)}; then install the extra `cpu` or `gpu` alone."
+    )
+
+
+def require_provider(asked: str, got: list[str], *, allow_cpu_fallback: bool) -> None:
+    """Raises EngineUnavailable if the session's first provider is not the one asked for.
+
+    ONNX Runtime falls back to the CPU without an error; that is refused unless allowed.
+    """
+    wanted = PROVIDERS[asked]
+    if got and got[0] == wanted:
+        return
+    if allow_cpu_fallback and PROVIDERS["cpu"] in got:
+        log.warning("device %s is not to be had; serving on the CPU because allow_cpu_fallback is set", asked)
+        return
+    raise EngineUnavailable(
+        f"device {asked!r} needs {wanted}, but the session got {got}. Check the driver and CUDA libraries and that "
+        "the extra `gpu` is installed, ask for another device, or set allow_cpu_fallback."
+    )
+
+
+def cpu_quota() -> int:
+    """Whole CPUs this process may use: the smaller of its affinity and its cgroup quota, at least 1."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cpus, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        return cpus
+
+
+class OnnxEngine:
+    """ONNX Runtime in this process. Construct with `open_engine`, which also proves it."""
+
+    def __init__(self, bundle: Bundle, *, device: str, threads: int, allow_cpu_fallback: bool) -> None:
+        require_one_runtime(installed_runtimes())
+        import onnxruntime as ort  # here, so that a missing extra is explained above
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # The arena keeps the largest batch ever seen (fastembed issue 570); spinning threads take
+        # the CPU from the image decoders.
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        wanted = [PROVIDERS[device], PROVIDERS["cpu"]] if device != "cpu" else [PROVIDERS["cpu"]]
+        available = [name for name in wanted if name in ort.get_available_providers()]
+        require_provider(device, available, allow_cpu_fallback=allow_cpu_fallback)
+        self._session = ort.InferenceSession(str(bundle.model_path), options, providers=available)
+        self.providers: list[str] = self._session.get_providers()
+        require_provider(device, self.providers, allow_cpu_fallback=allow_cpu_fallback)
+        self._spaces = list(bundle.manifest.spaces)
+        check_graph(bundle, self._session.get_inputs(), self._session.get_outputs())
+
+    def embed(self, pixels: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """[n, 3, height, width] to {space: [n, size]}; runs without the GIL."""
+        return dict(zip(self._spaces, self._session.run(self._spaces, {GRAPH_INPUT: pixels}), strict=True))
+
+
+def check_graph(bundle: Bundle, inputs: list[Any], outputs: list[Any]) -> None:
+    """Raises GraphMismatch unless the graph has the input and outputs that the manifest states.
+
+    Args:
+        inputs, outputs: as `InferenceSession.get_inputs()` and `get_outputs()` give them.
+    """
+    spec = bundle.manifest.pixels
+    element = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}[spec.dtype]
+    stated: dict[str, tuple[list[int], str]] = {GRAPH_INPUT: (list(spec.shape), element)}
+    stated |= {name: ([space.size], "tensor(float)") for name, space in bundle.manifest.spaces.items()}
+    found = {node.name: (list(node.shape), node.type) for node in (*inputs, *outputs)}
+    if [node.name for node in inputs] != [GRAPH_INPUT] or set(found) != set(stated):
+        raise GraphMismatch(f"{bundle.path}: graph has {sorted(found)}; the manifest states {sorted(stated)}.")
+    for name, (shape, dtype) in stated.items():
+        given, given_type = found[name]
+        # Axis 0 is the batch and must be dynamic (a name or None, never a number).
+        if not given or isinstance(given[0], int) or given[1:] != shape or given_type != dtype:
+            raise GraphMismatch(f"{bundle.path}: {name} is {given_type} {given}; expected {dtype} ['batch', *{shape}].")
+
+
+def open_engine(bundle: Bundle, *, device: str, threads: int, max_batch: int, allow_cpu_fallback: bool) -> OnnxEngine:
+    """A session that is verified and warm: provider, graph, golden pixels, golden vectors, largest batch.
+
+    Raises:
+        EngineUnavailable: no session as asked.
+        BundleError: the graph or its vectors are not what the manifest states.
+    """
+    engine = OnnxEngine(bundle, device=device, threads=threads, allow_cpu_fallback=allow_cpu_fallback)
+    check_golden_pixels(bundle)
+    check_golden(bundle, engine.embed(bundle.golden.pixels))
+    full = np.resize(bundle.golden.pixels, (max_batch, *bundle.manifest.pixels.shape))
+    engine.embed(full)
+    return engine

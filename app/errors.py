@@ -1,0 +1,203 @@
+"""Every way a request can fail: one table from kind to status, problem bodies, OpenAPI responses.
+
+Nothing else in the app names a status code of an error. A body is problem+json (RFC 9457) with a
+stable `code`; `index` names the offending image, vector or triplet, `limit` the bound that was broken.
+"""
+
+import logging
+import math
+from http import HTTPStatus
+from typing import Any, Literal, NamedTuple
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from contract.pixels import ImageError
+
+log = logging.getLogger("alignet")
+
+Kind = Literal[
+    "invalid_json",
+    "invalid_request",
+    "unauthorized",
+    "model_not_found",
+    "route_not_found",
+    "method_not_allowed",
+    "body_timeout",
+    "space_mismatch",
+    "body_too_large",
+    "image_too_large",
+    "too_many_pixels",
+    "side_too_long",
+    "side_too_short",
+    "too_many_images",
+    "too_many_vectors",
+    "too_many_triplets",
+    "unsupported_media_type",
+    "unsupported_image_format",
+    "undecodable_image",
+    "overloaded",
+    "not_ready",
+    "deadline_exceeded",
+    "internal",
+]
+
+
+class Row(NamedTuple):
+    """One line of the table: HTTP status and what the kind means."""
+
+    status: int
+    title: str
+
+
+TABLE: dict[Kind, Row] = {
+    "invalid_json": Row(400, "The body is not JSON"),
+    "invalid_request": Row(400, "A field is missing, unknown or has a wrong value"),
+    "unauthorized": Row(401, "A valid API key is needed"),
+    "model_not_found": Row(404, "No such model is served here"),
+    "route_not_found": Row(404, "No such path"),
+    "method_not_allowed": Row(405, "The path has no such method"),
+    "body_timeout": Row(408, "The body did not arrive in time"),
+    "space_mismatch": Row(409, "The space fingerprint is not the one expected"),
+    "body_too_large": Row(413, "The body has too many bytes"),
+    "image_too_large": Row(413, "An image has too many bytes"),
+    "too_many_pixels": Row(413, "An image has too many pixels"),
+    "side_too_long": Row(413, "A side of an image is too long"),
+    "side_too_short": Row(422, "A side of an image is too short"),
+    "too_many_images": Row(413, "Too many images in one request"),
+    "too_many_vectors": Row(413, "Too many vectors in one request"),
+    "too_many_triplets": Row(413, "Too many triplets in one request"),
+    "unsupported_media_type": Row(415, "The body has a content type or encoding that this path does not read"),
+    "unsupported_image_format": Row(415, "An image has a format that is not read here"),
+    "undecodable_image": Row(422, "An image does not decode"),
+    "overloaded": Row(429, "Too much work is queued"),
+    "not_ready": Row(503, "The service is starting or draining"),
+    "deadline_exceeded": Row(504, "The request took longer than its deadline"),
+    "internal": Row(500, "This is a bug"),
+}
+
+# What every route that takes images or vectors may answer; routes add their own kinds.
+REQUEST_KINDS: tuple[Kind, ...] = (
+    "invalid_json",
+    "invalid_request",
+    "unauthorized",
+    "model_not_found",
+    "body_timeout",
+    "space_mismatch",
+    "body_too_large",
+    "image_too_large",
+    "too_many_pixels",
+    "side_too_long",
+    "side_too_short",
+    "too_many_images",
+    "unsupported_media_type",
+    "unsupported_image_format",
+    "undecodable_image",
+    "overloaded",
+    "not_ready",
+    "deadline_exceeded",
+    "internal",
+)
+
+
+class Problem(BaseModel):
+    """An error body (RFC 9457, application/problem+json)."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    index: int | None = None
+    limit: float | None = None
+
+
+class ServiceError(Exception):
+    """A request that cannot be served; becomes the problem body of its kind."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        detail: str,
+        *,
+        index: int | None = None,
+        limit: float | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.kind: Kind = kind
+        self.detail = detail
+        self.index = index
+        self.limit = limit
+        self.retry_after = retry_after
+
+    @classmethod
+    def of_image(cls, error: ImageError, index: int) -> "ServiceError":
+        """The contract's fault of one image, with the position of that image in the request."""
+        return cls(error.fault, f"image {index}: {error}", index=index, limit=error.limit)
+
+
+def problem(error: ServiceError) -> Response:
+    """The response of an error."""
+    row = TABLE[error.kind]
+    body = Problem(
+        type=f"urn:alignet:problem:{error.kind}",
+        title=row.title,
+        status=row.status,
+        code=error.kind,
+        detail=error.detail,
+        index=error.index,
+        limit=error.limit,
+    )
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if error.kind == "unauthorized":
+        headers["WWW-Authenticate"] = "Bearer"
+    return Response(
+        orjson.dumps(body.model_dump(exclude_none=True)), row.status, headers, media_type="application/problem+json"
+    )
+
+
+def responses(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI responses of a route, from the table."""
+    out: dict[int | str, dict[str, Any]] = {}
+    for status in sorted({TABLE[kind].status for kind in kinds}):
+        lines = [f"`{kind}`: {TABLE[kind].title}." for kind in kinds if TABLE[kind].status == status]
+        out[status] = {
+            "description": f"{HTTPStatus(status).phrase}. " + " ".join(lines),
+            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+    return out
+
+
+def _counted(request: Request, error: ServiceError) -> Response:
+    request.app.state.service.metrics.errors.labels(error.kind).inc()
+    return problem(error)
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return _counted(request, error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind: Kind = "method_not_allowed" if error.status_code == 405 else "route_not_found"
+    response = _counted(request, ServiceError(kind, f"{request.method} on this path is not served; see /docs."))
+    if allow := (error.headers or {}).get("Allow"):
+        response.headers["Allow"] = allow
+    return response
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    return _counted(request, ServiceError("internal", f"{type(error).__name__} in the service; its log has the trace."))
+
+
+def install(app: FastAPI) -> None:
+    """Make every exception of `app` leave through the table."""
+    app.add_exception_handler(ServiceError, _on_service_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_bug)

@@ -1,0 +1,273 @@
+"""From an HTTP request to images, vectors and options: JSON, multipart or a raw image body.
+
+Bodies are counted while they arrive and refused at the limit; the conversion of what arrived
+(JSON, base64, numbers) runs in a worker thread, never on the event loop.
+"""
+
+import asyncio
+import binascii
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import orjson
+from fastapi import Request
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from app.errors import ServiceError
+from app.schemas import Collection, ImageItem
+from app.settings import Settings
+
+M = TypeVar("M", bound=BaseModel)
+
+SMALL_BODY = 16_384
+"""Bytes below which parsing on the event loop is cheaper than a hop to a thread."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """A request body that arrived whole."""
+
+    media_type: str
+    content: bytes
+    headers: Any
+
+
+@dataclass(frozen=True)
+class Given:
+    """Images, or vectors [n, d] float64, as one request names them."""
+
+    images: list[bytes] = field(default_factory=list)
+    vectors: NDArray[np.float64] | None = None
+
+
+async def read_body(request: Request, settings: Settings) -> Body:
+    """The body, within its limit and its time.
+
+    Raises:
+        ServiceError: 413 as soon as the limit is passed, 408 when it is late, 415 when compressed.
+    """
+    limit = settings.max_body_bytes
+    if (encoding := request.headers.get("content-encoding", "identity").lower()) != "identity":
+        # A compressed body has no size until it is unpacked; images are compressed already.
+        raise ServiceError("unsupported_media_type", f"body has content-encoding {encoding!r}; send it plain.")
+    too_large = ServiceError("body_too_large", f"the body may have at most {limit} bytes.", limit=limit)
+    stated = request.headers.get("content-length", "")
+    if stated.isdecimal() and int(stated) > limit:
+        raise too_large
+    pieces, size = [], 0
+    try:
+        async with asyncio.timeout(settings.body_timeout):
+            async for piece in request.stream():
+                size += len(piece)
+                if size > limit:
+                    raise too_large
+                pieces.append(piece)
+    except TimeoutError as error:
+        raise ServiceError(
+            "body_timeout", f"{size} bytes arrived in {settings.body_timeout:g} s.", limit=settings.body_timeout
+        ) from error
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    return Body(media_type, b"".join(pieces), request.headers)
+
+
+async def in_thread_if_large(size: int, function: Any, *args: Any) -> Any:
+    """Call at once for small work, in a thread for large."""
+    if size <= SMALL_BODY:
+        return function(*args)
+    return await asyncio.to_thread(function, *args)
+
+
+def parse_json(body: Body, model: type[M]) -> M:
+    """The JSON body as `model`. Raises ServiceError: not JSON, or not the schema."""
+    try:
+        value = orjson.loads(body.content)
+    except orjson.JSONDecodeError as error:
+        raise ServiceError("invalid_json", f"{error}.") from error
+    if not isinstance(value, dict):
+        raise ServiceError("invalid_request", f"the body is a JSON {type(value).__name__}; expected an object.")
+    return validate(model, value)
+
+
+def validate(model: type[M], value: dict[str, Any]) -> M:
+    """`value` as `model`. Raises ServiceError naming the first wrong field, never quoting its content."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "body"
+        index = next((part for part in first["loc"] if isinstance(part, int)), None)
+        more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise ServiceError("invalid_request", f"{where}: {first['msg']}{more}.", index=index) from error
+
+
+def is_json(body: Body) -> bool:
+    """Whether the content type says JSON."""
+    return body.media_type == "application/json" or body.media_type.endswith("+json")
+
+
+def require_media_type(body: Body, *, raw: bool) -> None:
+    """Raises ServiceError unless the body is JSON, multipart or, if `raw`, an image."""
+    if is_json(body) or body.media_type == "multipart/form-data" or (raw and body.media_type.startswith("image/")):
+        return
+    expected = "application/json, multipart/form-data" + (" or image/*" if raw else "")
+    raise ServiceError("unsupported_media_type", f"content-type is {body.media_type!r}; expected {expected}.")
+
+
+async def parse_form(
+    body: Body, settings: Settings, files: Sequence[str]
+) -> tuple[dict[str, str], dict[str, list[bytes]]]:
+    """A multipart body: its text fields, and the files under each of the names `files`.
+
+    Raises:
+        ServiceError: not multipart, too many parts, a repeated option, or a file under another name.
+    """
+    fields: dict[str, str] = {}
+    found: dict[str, list[bytes]] = {name: [] for name in files}
+    parser = _InMemoryParser(
+        body.headers,
+        _once(body.content),
+        max_files=settings.max_images + 1,
+        max_fields=32,
+        max_part_size=SMALL_BODY * 64,
+    )
+    try:
+        form = await parser.parse()
+    except (MultiPartException, UnicodeDecodeError, KeyError, ValueError) as error:
+        message = error.message if isinstance(error, MultiPartException) else "it is broken"
+        if message.startswith("Too many files"):
+            limit = settings.max_images
+            raise ServiceError("too_many_images", f"more than {limit} files in one request.", limit=limit) from error
+        raise ServiceError("invalid_request", f"the multipart body does not parse: {message}.") from error
+    async with contextlib.AsyncExitStack() as closing:
+        closing.push_async_callback(form.close)
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                if name not in found:
+                    raise ServiceError(
+                        "invalid_request", f"a file stands under an unknown name; expected {', '.join(files)}."
+                    )
+                found[name].append(await value.read())
+            elif name in fields:
+                raise ServiceError("invalid_request", f"field {name!r} is given twice.")
+            elif name in found:
+                raise ServiceError(
+                    "invalid_request", f"{name!r} is text; send it as a file (curl -F {name}=@photo.jpg)."
+                )
+            else:
+                fields[name] = value
+    return fields, found
+
+
+class _InMemoryParser(MultiPartParser):
+    """Files stay in memory: the body is there already, and a photo must never touch the disk."""
+
+    spool_max_size = 2**62
+
+
+async def _once(content: bytes) -> AsyncGenerator[bytes, None]:
+    yield content
+
+
+def decode_base64(text: str, what: str, index: int) -> bytes:
+    """Standard base64, line breaks allowed. Raises ServiceError naming the item."""
+    try:
+        return binascii.a2b_base64(text.translate(_NO_SPACE).encode("ascii"), strict_mode=True)
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise ServiceError("invalid_request", f"{what} {index}: not base64.", index=index) from error
+
+
+_NO_SPACE = {ord(c): None for c in " \t\r\n"}
+
+
+def decode_images(items: Sequence[ImageItem], settings: Settings) -> list[bytes]:
+    """Base64 or data URIs to bytes. Raises ServiceError naming the item."""
+    require_count(len(items), "images", settings.max_images)
+    images = []
+    for index, item in enumerate(items):
+        text = item.image
+        if text[:5].lower() == "data:":
+            header, comma, text = text.partition(",")
+            if not comma or not header.lower().endswith(";base64"):
+                raise ServiceError("invalid_request", f"image {index}: a data URI must be base64.", index=index)
+        elif "://" in text[:16]:
+            raise ServiceError("invalid_request", f"image {index}: URLs are not fetched; send the bytes.", index=index)
+        if len(text) * 3 // 4 > settings.max_image_bytes * 1.1 + 4:  # line breaks may take a few per cent
+            limit = settings.max_image_bytes
+            raise ServiceError(
+                "image_too_large", f"image {index} has more than {limit} bytes.", index=index, limit=limit
+            )
+        images.append(decode_base64(text, "image", index))
+    return images
+
+
+def require_count(n: int, what: str, limit: int) -> None:
+    """Raises ServiceError 413 when there are more than `limit`; `what` is images, vectors or triplets."""
+    kinds: Any = {"images": "too_many_images", "vectors": "too_many_vectors", "triplets": "too_many_triplets"}
+    if n > limit:
+        raise ServiceError(kinds[what], f"{n} {what} in one request; at most {limit}.", limit=limit)
+
+
+def decode_vectors(items: Sequence[Any], size: int, settings: Settings) -> NDArray[np.float64]:
+    """Lists of numbers, or base64 of little-endian float32, to [n, size].
+
+    Raises:
+        ServiceError: naming the vector that has another size, or a value that is no finite number.
+    """
+    require_count(len(items), "vectors", settings.max_vectors)
+    out = np.empty((len(items), size), np.float64)
+    for index, item in enumerate(items):
+        out[index] = _vector(item, index, size)
+    # Finite float32 only: the product of two of them cannot overflow in float64.
+    bad = ~(np.abs(out) <= np.finfo(np.float32).max).all(axis=1)
+    if bad.any():
+        index = int(bad.argmax())
+        raise ServiceError("invalid_request", f"vector {index}: a value is no finite float32.", index=index)
+    return out
+
+
+def _vector(item: Any, index: int, size: int) -> NDArray[Any]:
+    if isinstance(item, str):
+        data = decode_base64(item, "vector", index)
+        if len(data) % 4:
+            raise ServiceError("invalid_request", f"vector {index}: {len(data)} bytes are no float32s.", index=index)
+        values: NDArray[Any] = np.frombuffer(data, "<f4")
+    else:
+        try:
+            values = np.asarray(item)
+        except ValueError:  # ragged
+            values = np.asarray(None)
+        if not isinstance(item, list) or values.dtype.kind not in "iuf" or values.ndim != 1:
+            raise ServiceError("invalid_request", f"vector {index}: expected numbers or base64.", index=index)
+    if len(values) != size:
+        raise ServiceError(
+            "invalid_request", f"vector {index} has {len(values)} values; this space has {size}.", index=index
+        )
+    return values
+
+
+def given(collection: Collection, size: int, settings: Settings) -> Given:
+    """The images or vectors of one JSON collection, decoded."""
+    if collection.images is not None:
+        return Given(images=decode_images(collection.images, settings))
+    return Given(vectors=decode_vectors(collection.vectors or [], size, settings))
+
+
+def no_query(query: dict[str, str]) -> None:
+    """Options of JSON and multipart bodies stand in the body; a query would be ignored, so it is refused."""
+    if query:
+        names = ", ".join(sorted(query)[:3])
+        raise ServiceError("invalid_request", f"query parameters ({names[:80]}) are read with a raw image body only.")
+
+
+def files_under(images: list[bytes], name: str, limit: int) -> list[bytes]:
+    """The files that came under `name`. Raises ServiceError: none, or more than `limit`."""
+    if not images:
+        raise ServiceError("invalid_request", f"no file {name!r} in the multipart body (curl -F {name}=@photo.jpg).")
+    require_count(len(images), "images", limit)
+    return images

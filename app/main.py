@@ -1,0 +1,138 @@
+"""The ASGI application: `create_app(settings)` builds it, its lifespan owns the model."""
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import errors, schemas
+from app.batching import Timings
+from app.routes import about, embed, odd_one_out, similarity
+from app.service import VERSION, ServedModel, Service
+from app.settings import Settings
+
+log = logging.getLogger("alignet")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def create_app(
+    settings: Settings,
+    *,
+    on_ready: Callable[[ServedModel], None] | None = None,
+    on_failure: Callable[[Exception], None] | None = None,
+) -> FastAPI:
+    """The service for one bundle. Nothing is read or started before the lifespan begins.
+
+    The bundle loads beside the running server: /health/live answers at once, everything else 503
+    until the bundle is verified and warm.
+
+    Args:
+        on_ready: called once, when the first request would be served.
+        on_failure: called if the bundle cannot be served; without it the error ends the lifespan.
+    """
+    service = Service(settings)
+
+    async def load() -> None:
+        try:
+            model = await service.load(settings.bundle)
+        except Exception as error:
+            log.error("the bundle cannot be served: %s: %s", type(error).__name__, error)
+            if on_failure is None:
+                raise
+            on_failure(error)
+        else:
+            if on_ready is not None:
+                on_ready(model)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(load())
+        try:
+            yield
+        finally:
+            service.draining = True
+            await loading
+            await service.close()
+
+    app = FastAPI(
+        title="AligNet Serve",
+        version=VERSION,
+        description="Image embeddings, similarities and odd-one-out judgments that agree with people.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.service = service
+    errors.install(app)
+    for room in (embed, odd_one_out, similarity, about):
+        app.include_router(room.router)
+    app.add_middleware(_Observe, service=service)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, with the schemas of the bodies that the routes read themselves."""
+    if app.openapi_schema is None:
+        document = FastAPI.openapi(app)
+        known = document["components"]["schemas"]
+        for model in (schemas.EmbedRequest, schemas.OddOneOutRequest, schemas.SimilarityRequest, errors.Problem):
+            definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            for name, nested in definition.pop("$defs", {}).items():
+                known.setdefault(name, nested)
+            known[model.__name__] = definition
+        # FastAPI promises its own 422 for path parameters; a name of any text is valid here.
+        document["paths"]["/models/{name}"]["get"]["responses"].pop("422", None)
+        for unused in ("HTTPValidationError", "ValidationError"):
+            known.pop(unused, None)
+    return app.openapi_schema or {}
+
+
+class _Observe:
+    """Around every request: id, timings, metrics, and the headers that every response carries."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app = app
+        self.metrics = service.metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        timings = Timings()
+        scope.setdefault("state", {})["timings"] = timings
+        headers = dict(scope["headers"])
+        asked = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        status = 500
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                stages = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in timings.stages.items())
+                extra = {"X-Request-Id": request_id, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+                extra |= {"Server-Timing": stages} if stages else {}
+                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in extra.items())]
+            await send(message)
+
+        self.metrics.in_flight.inc()
+        try:
+            await self.app(scope, receive, send_with_headers)
+        finally:
+            self.metrics.in_flight.dec()
+            # An unknown path is one label, whatever it is; so is an unknown method.
+            route = getattr(scope.get("route"), "path", "unknown")
+            method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "other"
+            self.metrics.requests.labels(route, method, str(status)).inc()
+            self.metrics.duration.labels(route).observe(time.perf_counter() - start)
+            for stage, seconds in timings.stages.items():
+                self.metrics.stage.labels(stage).observe(seconds)

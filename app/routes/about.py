@@ -1,0 +1,64 @@
+"""GET /models, /health and /metrics: what the service says of itself."""
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from app import errors
+from app.errors import ServiceError
+from app.exchange import service_of
+from app.schemas import Health, ModelCard, ModelList
+
+router = APIRouter()
+
+
+@router.get(
+    "/models",
+    response_model=ModelList,
+    responses=errors.responses("unauthorized", "not_ready"),
+    summary="Models served",
+)
+async def models(request: Request) -> ModelList:
+    """The models served here."""
+    service = service_of(request)
+    service.authorize(request.headers.get("authorization"))
+    return ModelList(models=[service.model().summary()])
+
+
+@router.get(
+    "/models/{name}",
+    response_model=ModelCard,
+    responses=errors.responses("unauthorized", "model_not_found", "not_ready"),
+    summary="Model card",
+)
+async def model_card(request: Request, name: str) -> ModelCard:
+    """Measured figures with the commands that give them, pixel spec, fingerprints and limits."""
+    service = service_of(request)
+    service.authorize(request.headers.get("authorization"))
+    return service.model(name).card(service.settings.limits)
+
+
+@router.get(
+    "/health/live", response_model=Health, responses=errors.responses("internal"), summary="Is the process alive"
+)
+async def live(request: Request) -> Health:
+    """200 while every thread that serving needs runs; restart the process otherwise."""
+    if not service_of(request).alive:
+        raise ServiceError("internal", "the inference thread has ended; restart the process.")
+    return Health(status="live")
+
+
+@router.get(
+    "/health/ready", response_model=Health, responses=errors.responses("not_ready"), summary="May it get requests"
+)
+async def ready(request: Request) -> Health:
+    """200 after the golden check and a warm-up run, until draining."""
+    service_of(request).model()
+    return Health(status="ready")
+
+
+@router.get("/metrics", include_in_schema=False)
+async def metrics(request: Request) -> Response:
+    """Prometheus exposition."""
+    service = service_of(request)
+    service.authorize(request.headers.get("authorization"))
+    return Response(service.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})

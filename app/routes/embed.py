@@ -1,0 +1,91 @@
+"""POST /embed: images to vectors."""
+
+from typing import Any, cast
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from numpy.typing import NDArray
+
+from app import errors, intake, replies
+from app.exchange import body_schema, deadline, fields_of, head, receive, usage
+from app.intake import Body
+from app.schemas import EmbedOptions, EmbedReply, EmbedRequest
+from app.service import Service
+
+router = APIRouter()
+
+_BODY = body_schema("EmbedRequest", fields_of(EmbedOptions), ["images"])
+_BODY["requestBody"]["content"]["image/*"] = {"schema": {"type": "string", "format": "binary"}}
+_BODY["parameters"] = [
+    {"name": name, "in": "query", "required": False, "schema": schema, "description": "With a raw image body only."}
+    for name, schema in fields_of(EmbedOptions).items()
+]
+
+
+@router.post(
+    "/embed",
+    response_model=EmbedReply,
+    responses=errors.responses(*errors.REQUEST_KINDS),
+    openapi_extra=_BODY,
+    summary="Images to vectors",
+)
+async def embed(request: Request) -> Response:
+    """Embed images, sent as JSON, as multipart files `images`, or as one raw `image/*` body.
+
+    With `Accept: application/octet-stream` the reply is bare little-endian float32 rows, with
+    `Accept: application/x-npy` a numpy file; the fingerprint stands in a header of every reply.
+    """
+    async with deadline(request):
+        service, body, timings = await receive(request, raw=True)
+        with timings.measure("read"):
+            options, images = await _parse_embed(request, body, service)
+        model = service.model(options.model)
+        fingerprint = model.space_fingerprint(options, normalize=options.normalize)
+        embedded = await model.embedder.embed(images, timings)
+        vectors = embedded[options.space]
+        if options.normalize:
+            vectors = _unit(vectors)
+        with timings.measure("serialise"):
+            binary = replies.preferred_binary(request.headers.get("accept"))
+            if binary:
+                response = await replies.write_matrix(vectors, binary)
+            else:
+                space = model.manifest.spaces[options.space]
+                start = head(model, options, fingerprint, usage(images)) | {
+                    "size": space.size,
+                    "normalized": options.normalize or space.normalized,
+                    "encoding": options.encoding,
+                }
+                response = await replies.write_json(
+                    lambda: start | {"data": _items(replies.rows(vectors, options.encoding))}, vectors.size
+                )
+        response.headers["X-Space-Fingerprint"] = fingerprint
+        return response
+
+
+def _items(vectors: list[Any]) -> list[dict[str, Any]]:
+    return [{"index": i, "embedding": vector} for i, vector in enumerate(vectors)]
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows scaled to length 1, in float64 so that the length is right to the last bit of float32."""
+    wide = vectors.astype(np.float64)
+    length = np.linalg.norm(wide, axis=1, keepdims=True)
+    return (wide / np.where(length > 0, length, 1)).astype(np.float32)
+
+
+async def _parse_embed(request: Request, body: Body, service: Service) -> tuple[EmbedOptions, list[bytes]]:
+    settings = service.settings
+    query = dict(request.query_params)
+    if body.media_type.startswith("image/"):
+        return intake.validate(EmbedOptions, query), [body.content]
+    intake.no_query(query)
+    if body.media_type == "multipart/form-data":
+        fields, files = await intake.parse_form(body, settings, ["images"])
+        return intake.validate(EmbedOptions, fields), intake.files_under(files["images"], "images", settings.max_images)
+
+    def parse() -> tuple[EmbedOptions, list[bytes]]:
+        parsed = intake.parse_json(body, EmbedRequest)
+        return parsed, intake.decode_images(parsed.images, settings)
+
+    return cast(tuple[EmbedOptions, list[bytes]], await intake.in_thread_if_large(len(body.content), parse))

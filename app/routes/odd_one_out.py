@@ -1,0 +1,90 @@
+"""POST /odd-one-out: which of three images is the odd one, with which probability."""
+
+from typing import Any, cast
+
+import orjson
+from fastapi import APIRouter, Request, Response
+
+from app import errors, intake, replies
+from app.errors import ServiceError
+from app.exchange import body_schema, deadline, fields_of, head, receive, vector_size, vectors_of
+from app.intake import Body, Given
+from app.judgments import Thresholds, TripletError, judge, triplet_index
+from app.schemas import OddOneOutOptions, OddOneOutReply, OddOneOutRequest
+from app.service import Service
+
+router = APIRouter()
+
+_TRIPLETS = {"type": "string", "description": "JSON, e.g. [[0,1,2],[0,1,3]]; needed unless exactly three are given."}
+_BODY = body_schema("OddOneOutRequest", fields_of(OddOneOutOptions) | {"triplets": _TRIPLETS}, ["images"])
+
+
+@router.post(
+    "/odd-one-out",
+    response_model=OddOneOutReply,
+    responses=errors.responses(*errors.REQUEST_KINDS, "too_many_vectors", "too_many_triplets"),
+    openapi_extra=_BODY,
+    summary="Which of three is the odd one out",
+)
+async def odd_one_out(request: Request) -> Response:
+    """Judge triplets over a list of images, or of vectors; each image is embedded once.
+
+    Probabilities are those of each image being the odd one; the temperature that turns
+    similarities into them, and whether it was fitted to people, stand in the reply.
+    """
+    async with deadline(request):
+        service, body, timings = await receive(request, raw=False)
+        with timings.measure("read"):
+            options, given = await _parse_odd_one_out(request, body, service)
+        model = service.model(options.model)
+        fingerprint = model.space_fingerprint(options)
+        n = len(given.images) if given.vectors is None else len(given.vectors)
+        try:
+            index = triplet_index(options.triplets, n)
+        except TripletError as error:
+            raise ServiceError("invalid_request", str(error), index=error.index) from error
+        vectors, usage = await vectors_of(model, given, options.space, timings)
+        space, tie_rule = model.manifest.spaces[options.space], model.manifest.tie_rule
+        thresholds = Thresholds(options.min_margin, options.max_entropy)
+
+        def build() -> dict[str, Any]:
+            results = judge(vectors, index, space, tie_rule, thresholds)
+            for result in results:
+                service.metrics.entropy.observe(result.entropy)
+                if result.abstained:
+                    service.metrics.abstentions.labels(result.abstained).inc()
+            return head(model, options, fingerprint, usage) | {
+                "similarity": space.similarity,
+                "temperature": space.temperature,
+                "calibrated": space.calibrated,
+                "tie_rule": tie_rule,
+                "results": [result.__dict__ for result in results],
+            }
+
+        with timings.measure("serialise"):
+            response = await replies.write_json(build, len(index) * vectors.shape[1])
+        response.headers["X-Space-Fingerprint"] = fingerprint
+        return response
+
+
+async def _parse_odd_one_out(request: Request, body: Body, service: Service) -> tuple[OddOneOutOptions, Given]:
+    settings = service.settings
+    intake.no_query(dict(request.query_params))
+    if body.media_type == "multipart/form-data":
+        fields, files = await intake.parse_form(body, settings, ["images"])
+        values: dict[str, Any] = dict(fields)
+        if "triplets" in fields:
+            try:
+                values["triplets"] = orjson.loads(fields["triplets"])
+            except orjson.JSONDecodeError as error:
+                raise ServiceError("invalid_json", f"field triplets: {error}.") from error
+        options = intake.validate(OddOneOutOptions, values)
+        intake.require_count(len(options.triplets or ()), "triplets", settings.max_triplets)
+        return options, Given(images=intake.files_under(files["images"], "images", settings.max_images))
+
+    def parse() -> tuple[OddOneOutOptions, Given]:
+        parsed = intake.parse_json(body, OddOneOutRequest)
+        intake.require_count(len(parsed.triplets or ()), "triplets", settings.max_triplets)
+        return parsed, intake.given(parsed, vector_size(service, parsed), settings)
+
+    return cast(tuple[OddOneOutOptions, Given], await intake.in_thread_if_large(len(body.content), parse))

@@ -1,0 +1,90 @@
+"""POST /similarity: all pairs of a list, or queries against candidates."""
+
+from typing import Any, cast
+
+from fastapi import APIRouter, Request, Response
+
+from app import errors, intake, replies
+from app.errors import ServiceError
+from app.exchange import body_schema, deadline, fields_of, head, receive, usage, vector_size, vectors_of
+from app.intake import Body, Given
+from app.schemas import Collection, SimilarityOptions, SimilarityReply, SimilarityRequest
+from app.service import Service
+from contract.triplets import similarity_matrix
+
+router = APIRouter()
+
+_FILES = ["images", "queries", "candidates"]
+_BODY = body_schema("SimilarityRequest", fields_of(SimilarityOptions), _FILES)
+
+
+@router.post(
+    "/similarity",
+    response_model=SimilarityReply,
+    responses=errors.responses(*errors.REQUEST_KINDS, "too_many_vectors"),
+    openapi_extra=_BODY,
+    summary="Similarities of all pairs, or of queries with candidates",
+)
+async def similarity(request: Request) -> Response:
+    """Compare images or vectors: all pairs of one list, or every query with every candidate."""
+    async with deadline(request):
+        service, body, timings = await receive(request, raw=False)
+        with timings.measure("read"):
+            options, sides = await _parse_similarity(request, body, service)
+        model = service.model(options.model)
+        fingerprint = model.space_fingerprint(options)
+        # Queries and candidates are embedded together, so a photo on both sides is embedded once.
+        images = [image for side in sides for image in side.images]
+        intake.require_count(len(images), "images", service.settings.max_images)
+        embedded, used = None, usage(images)
+        if images:
+            embedded, used = await vectors_of(model, Given(images=images), options.space, timings)
+        matrices, start = [], 0
+        for side in sides:
+            if side.vectors is not None:
+                matrices.append(side.vectors)
+                continue
+            assert embedded is not None
+            matrices.append(embedded[start : start + len(side.images)])
+            start += len(side.images)
+        queries, candidates = matrices[0], matrices[-1]
+        kernel = options.kernel or model.manifest.spaces[options.space].similarity
+
+        def build() -> dict[str, Any]:
+            matrix = similarity_matrix(queries, candidates, kernel)  # [n, m] float64
+            encoded: Any = matrix
+            if options.encoding == "base64":
+                encoded = replies.float32_base64(matrix)
+            answer = {"kernel": kernel, "shape": matrix.shape, "encoding": options.encoding, "similarities": encoded}
+            return head(model, options, fingerprint, used) | answer
+
+        with timings.measure("serialise"):
+            work = len(queries) * len(candidates) + queries.size + candidates.size
+            response = await replies.write_json(build, work)
+        response.headers["X-Space-Fingerprint"] = fingerprint
+        return response
+
+
+async def _parse_similarity(request: Request, body: Body, service: Service) -> tuple[SimilarityOptions, list[Given]]:
+    """Options, and one side (all pairs) or two (queries, candidates)."""
+    settings = service.settings
+    intake.no_query(dict(request.query_params))
+    if body.media_type == "multipart/form-data":
+        fields, files = await intake.parse_form(body, settings, _FILES)
+        names = [name for name, images in files.items() if images]
+        if names not in (["images"], ["queries", "candidates"]):
+            expected = "expected files `images`, or both `queries` and `candidates`"
+            raise ServiceError("invalid_request", f"files are given as {names}; {expected}.")
+        sides = [Given(images=intake.files_under(files[name], name, settings.max_images)) for name in names]
+        return intake.validate(SimilarityOptions, dict(fields)), sides
+
+    def parse() -> tuple[SimilarityOptions, list[Given]]:
+        parsed = intake.parse_json(body, SimilarityRequest)
+        size = vector_size(service, parsed)
+        if parsed.queries is not None and parsed.candidates is not None:
+            collections = [parsed.queries, parsed.candidates]
+        else:
+            collections = [Collection.model_construct(images=parsed.images, vectors=parsed.vectors)]
+        return parsed, [intake.given(collection, size, settings) for collection in collections]
+
+    return cast(tuple[SimilarityOptions, list[Given]], await intake.in_thread_if_large(len(body.content), parse))

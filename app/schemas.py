@@ -1,0 +1,248 @@
+"""What clients send and get. These models are the validation and the OpenAPI document alike.
+
+Options may come as JSON fields, as multipart form fields, or, with a raw image body, as query
+parameters: the same names everywhere.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from contract.triplets import Kernel
+
+SpaceName = Literal["aligned", "base"]
+Encoding = Literal["float", "base64"]
+
+# Vectors are converted by numpy, a matrix at a time, not number by number here.
+Vector = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": {"type": "number"}},
+                {"type": "string", "format": "byte", "description": "base64 of little-endian float32"},
+            ]
+        }
+    ),
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class ImageItem(_Strict):
+    """One image of a JSON body."""
+
+    image: str = Field(description="Encoded file as base64, or as a data URI `data:image/...;base64,...`.")
+
+
+class Options(_Strict):
+    """Options of every request that embeds or compares."""
+
+    model: str | None = Field(default=None, description="Name of the model; the one served if not given.")
+    space: SpaceName = Field(
+        default="aligned", description="`base` is the backbone before alignment, from the same pass."
+    )
+    expect_fingerprint: str | None = Field(
+        default=None, description="Refuse with 409 unless answers are in the space with this fingerprint."
+    )
+
+
+class EmbedOptions(Options):
+    """Options of /embed."""
+
+    encoding: Encoding = Field(default="float", description="`base64` is little-endian float32, a third of the size.")
+    normalize: bool = Field(default=False, description="Scale vectors to length 1 (which is a space of its own).")
+
+
+class EmbedRequest(EmbedOptions):
+    """JSON body of /embed."""
+
+    images: list[ImageItem] = Field(min_length=1)
+
+
+class Collection(_Strict):
+    """Images, or vectors that the client already has."""
+
+    images: list[ImageItem] | None = Field(default=None, min_length=1)
+    vectors: list[Vector] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.images is None) == (self.vectors is None):
+            raise ValueError("give either `images` or `vectors`")
+        return self
+
+
+def _integers(value: Any) -> Any:
+    # Lax validation would read true as 1 and "2" as 2; a triplet of those is a mistake.
+    if isinstance(value, list) and all(type(v) is int for v in value):
+        return value
+    raise ValueError("a triplet is a list of three integers")
+
+
+Triplet = Annotated[tuple[int, int, int], BeforeValidator(_integers)]
+
+
+class OddOneOutOptions(Options):
+    """Options of /odd-one-out."""
+
+    triplets: list[Triplet] | None = Field(
+        default=None,
+        min_length=1,
+        description="Positions in `images` or `vectors`; [[0, 1, 2]] if exactly three are given.",
+    )
+    min_margin: float | None = Field(
+        default=None, ge=0, le=1, description="Abstain where the top probability leads by less than this."
+    )
+    max_entropy: float | None = Field(
+        default=None, ge=0, le=1, description="Abstain where the normalised entropy is above this."
+    )
+
+
+class OddOneOutRequest(OddOneOutOptions, Collection):
+    """JSON body of /odd-one-out."""
+
+
+class SimilarityOptions(Options):
+    """Options of /similarity."""
+
+    kernel: Kernel | None = Field(default=None, description="The space's own similarity if not given.")
+    encoding: Encoding = Field(default="float", description="`base64` is little-endian float32, row by row.")
+
+
+class SimilarityRequest(SimilarityOptions):
+    """JSON body of /similarity: all pairs of one collection, or queries against candidates."""
+
+    images: list[ImageItem] | None = Field(default=None, min_length=1)
+    vectors: list[Vector] | None = Field(default=None, min_length=1)
+    queries: Collection | None = None
+    candidates: Collection | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        collections = (self.images is not None) + (self.vectors is not None)
+        sides = (self.queries is not None) + (self.candidates is not None)
+        if (collections, sides) not in ((1, 0), (0, 2)):
+            raise ValueError("give `images` or `vectors` for all pairs, or both `queries` and `candidates`")
+        return self
+
+
+# --- replies ------------------------------------------------------------------------------------
+
+
+class Usage(BaseModel):
+    """What the request cost."""
+
+    images: int
+    unique_images: int
+
+
+class SpaceReply(BaseModel):
+    """Which model and space an answer is in."""
+
+    model: str
+    space: SpaceName
+    fingerprint: str = Field(description="Compare and store vectors only with vectors of the same fingerprint.")
+    usage: Usage
+
+
+class Embedding(BaseModel):
+    """One vector."""
+
+    index: int
+    embedding: list[float] | str
+
+
+class EmbedReply(SpaceReply):
+    """Answer of /embed, in the order of the images."""
+
+    size: int
+    normalized: bool
+    encoding: Encoding
+    data: list[Embedding]
+
+
+class Judgment(BaseModel):
+    """One judged triplet."""
+
+    triplet: tuple[int, int, int]
+    odd_one_out: int | None = Field(description="Position in `images` or `vectors`; null where abstained.")
+    abstained: Literal["tie", "margin", "entropy"] | None = Field(
+        description="Why there is no answer: an exact tie, `min_margin` or `max_entropy`; null if there is one."
+    )
+    probabilities: tuple[float, float, float] = Field(description="Of each image of the triplet being the odd one.")
+    similarities: tuple[float, float, float] = Field(description="Of the pairs 01, 02, 12.")
+    entropy: float = Field(description="Of the probabilities, in nats.")
+    entropy_normalized: float = Field(description="Entropy divided by ln 3: 0 certain, 1 undecided.")
+    margin: float = Field(description="Largest minus second-largest probability.")
+
+
+class OddOneOutReply(SpaceReply):
+    """Answer of /odd-one-out, in the order of the triplets."""
+
+    similarity: Kernel
+    temperature: float
+    calibrated: bool
+    tie_rule: str
+    results: list[Judgment]
+
+
+class SimilarityReply(SpaceReply):
+    """Answer of /similarity: one row a query, one column a candidate."""
+
+    kernel: Kernel
+    shape: tuple[int, int]
+    encoding: Encoding
+    similarities: list[list[float]] | str
+
+
+class SpaceCard(BaseModel):
+    """One space of a model card."""
+
+    size: int
+    similarity: Kernel
+    temperature: float
+    calibrated: bool
+    calibrated_on: str
+    fingerprint: str = Field(description="Of vectors as the graph gives them.")
+    fingerprint_normalized: str = Field(description="Of vectors scaled to length 1.")
+
+
+class ModelSummary(BaseModel):
+    """One line of /models."""
+
+    name: str
+    description: str
+    alignment: str
+    fingerprint: str
+
+
+class ModelList(BaseModel):
+    """Answer of /models."""
+
+    models: list[ModelSummary]
+
+
+class ModelCard(ModelSummary):
+    """Answer of /models/{name}: the manifest's figures, the limits, the fingerprints."""
+
+    created: str
+    license: str
+    base_model: dict[str, Any]
+    training: dict[str, Any]
+    precision: str
+    tie_rule: str
+    pixels: dict[str, Any]
+    spaces: dict[str, SpaceCard]
+    figures: list[dict[str, Any]]
+    parity: dict[str, Any]
+    limits: dict[str, float]
+    providers: list[str]
+
+
+class Health(BaseModel):
+    """Answer of the health paths."""
+
+    status: str

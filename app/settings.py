@@ -1,0 +1,124 @@
+"""Every setting of the service, once: flag, environment variable and meaning together.
+
+`--max-images 64` and `ALIGNET_MAX_IMAGES=64` are the same setting; a flag wins. The defaults suit
+a small machine; their reasons stand beside them. `python -m app --help` prints this class.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from contract.pixels import PixelLimits
+
+STARTER = Path(__file__).parent / "starter"
+"""The bundle that ships inside the package."""
+
+
+class Settings(BaseSettings):
+    """Serve human-aligned image embeddings and odd-one-out judgments over HTTP."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ALIGNET_",
+        extra="forbid",
+        frozen=True,
+        cli_prog_name="alignet-serve",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+    )
+
+    bundle: Path = Field(
+        default=STARTER, description="Bundle folder to serve; the starter inside the package if not given."
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 in a container.")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes any free one.")
+
+    device: Literal["cpu", "cuda", "tensorrt"] = Field(
+        default="cpu",
+        description="ONNX Runtime provider. The session must really get it, or the service does not start.",
+    )
+    allow_cpu_fallback: bool = Field(
+        default=False, description="Serve on the CPU if the device is not to be had, instead of refusing to start."
+    )
+    inference_threads: int = Field(
+        default=0, ge=0, description="Threads of one inference; 0 takes the CPUs of the cgroup quota."
+    )
+    decode_threads: int = Field(
+        default=0, ge=0, le=64, description="Image decoding threads; 0 takes half the CPUs, at most 8."
+    )
+    max_batch: int = Field(
+        default=16, ge=1, le=1024, description="Images in one inference. Batches never wait to fill."
+    )
+    max_admitted_images: int = Field(
+        default=256, ge=1, description="Images being decoded, queued and inferred at once; beyond it requests get 429."
+    )
+    request_timeout: float = Field(
+        default=10.0,
+        gt=0,
+        le=30,
+        description="Seconds a request may take before 504; X-Request-Timeout-Ms asks for less or more.",
+    )
+    max_request_timeout: float = Field(
+        default=30.0, gt=0, le=600, description="Largest X-Request-Timeout-Ms granted, in seconds."
+    )
+    body_timeout: float = Field(default=15.0, gt=0, description="Seconds a client may take to send a body before 408.")
+    drain_seconds: int = Field(default=30, ge=0, description="Seconds in-flight requests get to finish after SIGTERM.")
+
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1024, description="Largest request body.")
+    max_image_bytes: int = Field(default=10 * 2**20, ge=64, description="Largest encoded image.")
+    max_image_pixels: int = Field(
+        default=25_000_000,
+        ge=1,
+        le=100_000_000,
+        description="Most pixels of one image, checked before decoding (4 bytes each).",
+    )
+    min_image_side: int = Field(default=16, ge=1, description="Shortest side of an image, in pixels.")
+    max_image_side: int = Field(default=16_384, ge=1, description="Longest side of an image, in pixels.")
+    max_images: int = Field(default=64, ge=1, description="Images in one request.")
+    max_vectors: int = Field(default=1024, ge=1, description="Vectors in one request.")
+    max_triplets: int = Field(default=10_000, ge=1, description="Triplets in one request.")
+
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="Comma-separated keys; if any, requests need `Authorization: Bearer KEY` (health stays open).",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe line to log."
+    )
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(key.strip() for key in value.split(",") if key.strip())
+        return value
+
+    @property
+    def pixel_limits(self) -> PixelLimits:
+        """The limits of one image, as the contract checks them."""
+        return PixelLimits(
+            max_bytes=self.max_image_bytes,
+            max_pixels=self.max_image_pixels,
+            min_side=self.min_image_side,
+            max_side=self.max_image_side,
+        )
+
+    @property
+    def limits(self) -> dict[str, int | float]:
+        """What the card shows: every limit that can refuse a request."""
+        names = (
+            "max_body_bytes",
+            "max_image_bytes",
+            "max_image_pixels",
+            "min_image_side",
+            "max_image_side",
+            "max_images",
+            "max_vectors",
+            "max_triplets",
+            "max_admitted_images",
+            "request_timeout",
+            "max_request_timeout",
+            "body_timeout",
+        )
+        return {name: getattr(self, name) for name in names}

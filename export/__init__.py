@@ -1,0 +1,1 @@
+"""Aligned models to verified bundles: graph, precision, parity, packaging."""

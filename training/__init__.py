@@ -1,0 +1,1 @@
+"""The science: from human odd-one-out judgments to aligned models. Needs torch."""
