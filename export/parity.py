@@ -1,0 +1,150 @@
+"""Did the judgments survive? Every precision against torch, on the same photos and triplets."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+
+from contract import triplets
+from contract.bundle import GRAPH_INPUT
+from contract.triplets import Kernel
+from export.graph import OUTPUTS, AlignedModel
+from export.precision import Precision
+
+BATCH = 8
+NEIGHBOURS = 10
+
+MAX_COSINE = {"fp32": 1e-5, "fp16-weights": 1e-3, "fp16": 1e-3, "int8": 1e-2}
+MAX_FLIPS = {"fp32": 0.0, "fp16-weights": 0.002, "fp16": 0.002, "int8": 0.01}
+"""Gates. The float bounds follow serving practice for human-similarity scores; int8 must keep 99 % of decisions."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One precision against torch in float32.
+
+    Attributes:
+        one_minus_cosine: largest over photos, of the aligned vectors; `base_one_minus_cosine` of the base ones.
+        flips: fraction of triplets with another odd one out (aligned space).
+        entropy_change: largest absolute change of the entropy of a triplet, in nats.
+        neighbours: mean share of the ten nearest neighbours that stay.
+        batch_difference: largest absolute difference between a vector embedded alone and in a batch.
+        milliseconds: median per image, alone and in batches of eight.
+        bytes: of the file.
+        passed: whether it may leave.
+    """
+
+    precision: Precision
+    one_minus_cosine: float
+    base_one_minus_cosine: float
+    flips: float
+    entropy_change: float
+    neighbours: float
+    batch_difference: float
+    milliseconds_alone: float
+    milliseconds_in_batch: float
+    bytes: int
+    passed: bool
+
+
+Vectors = dict[str, NDArray[np.float32]]
+
+
+def torch_vectors(model: AlignedModel, pixels: NDArray[Any]) -> Vectors:
+    """The reference: torch in float32, {output: [n, d]}."""
+    with torch.inference_mode():
+        batches = [model(torch.from_numpy(pixels[start : start + BATCH])) for start in range(0, len(pixels), BATCH)]
+    return {name: torch.cat([batch[i] for batch in batches]).numpy() for i, name in enumerate(OUTPUTS)}
+
+
+def compare(
+    file: Path,
+    precision: Precision,
+    reference: Vectors,
+    pixels: NDArray[Any],
+    index: NDArray[np.int64],
+    kernel: Kernel,
+    temperature: float,
+) -> Parity:
+    """Run `file` in ONNX Runtime on the CPU and hold it against the reference.
+
+    Args:
+        reference: what torch gave for `pixels`.
+        pixels: [n, 3, height, width].
+        index: [t, 3] triplets of rows of `pixels`.
+        kernel, temperature: of the aligned space.
+    """
+    session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+    def run(batch: NDArray[Any]) -> Vectors:
+        return dict(zip(OUTPUTS, session.run(list(OUTPUTS), {GRAPH_INPUT: batch}), strict=True))
+
+    pieces = [run(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
+    ours = {name: np.concatenate([piece[name] for piece in pieces]) for name in OUTPUTS}
+    alone = np.concatenate([run(pixels[i : i + 1])["aligned"] for i in range(4 * BATCH)])
+    before = triplets.pair_similarities(reference["aligned"][index].astype(np.float64), kernel)
+    after = triplets.pair_similarities(ours["aligned"][index].astype(np.float64), kernel)
+    flips = float((triplets.odd_one_out(before) != triplets.odd_one_out(after)).mean())
+    entropy = [triplets.entropy(triplets.pair_probabilities(s, temperature)) for s in (before, after)]
+    worst = one_minus_cosine(reference["aligned"], ours["aligned"])
+    return Parity(
+        precision=precision,
+        one_minus_cosine=worst,
+        base_one_minus_cosine=one_minus_cosine(reference["base"], ours["base"]),
+        flips=flips,
+        entropy_change=float(np.abs(entropy[0] - entropy[1]).max()),
+        neighbours=_neighbour_overlap(reference["aligned"], ours["aligned"]),
+        batch_difference=float(np.abs(alone - ours["aligned"][: len(alone)]).max()),
+        milliseconds_alone=_milliseconds(lambda: run(pixels[:1]), 1),
+        milliseconds_in_batch=_milliseconds(lambda: run(pixels[:BATCH]), BATCH),
+        bytes=file.stat().st_size,
+        passed=worst <= MAX_COSINE[precision] and flips <= MAX_FLIPS[precision],
+    )
+
+
+def one_minus_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Largest 1 - cosine between rows of [n, d] and [n, d], in float64."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    cosine = (x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
+    return max(0.0, float((1 - cosine).max()))
+
+
+def _neighbour_overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    nearest = []
+    for vectors in (a, b):
+        sims = triplets.similarity_matrix(vectors, vectors, "cosine")
+        np.fill_diagonal(sims, -np.inf)
+        nearest.append(np.argsort(-sims, axis=1)[:, :NEIGHBOURS])
+    return float(np.mean([len(np.intersect1d(x, y)) / NEIGHBOURS for x, y in zip(*nearest, strict=True)]))
+
+
+def _milliseconds(run: Any, images: int) -> float:
+    run()
+    times = []
+    for _ in range(15):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times)) / images * 1000
+
+
+def table(rows: list[Parity]) -> str:
+    """The report as text, one line a precision."""
+    head = "precision     1-cos    flips   d-entropy  top-10  batch-diff  ms alone  ms batch  MB     passed"
+    lines = [
+        f"{r.precision:12} {r.one_minus_cosine:8.1e} {r.flips:7.2%} {r.entropy_change:9.1e} {r.neighbours:8.3f} "
+        f"{r.batch_difference:11.1e} {r.milliseconds_alone:9.1f} {r.milliseconds_in_batch:9.1f} "
+        f"{r.bytes / 1e6:6.1f}  {r.passed}"
+        for r in rows
+    ]
+    return "\n".join([head, *lines])
+
+
+def as_json(rows: list[Parity]) -> list[dict[str, Any]]:
+    """The report as it stands in the manifest."""
+    return [asdict(row) for row in rows]

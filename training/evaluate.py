@@ -1,0 +1,214 @@
+"""Does it judge like people? Agreement, RSA, uncertainty and nearest neighbours, with intervals.
+
+Judgments compare Gram matrices: [c, c] similarities between one photo of each of c concepts, against VICE's
+dot products between the same concepts. Intervals are bootstraps over splits and concepts together: the
+training splits are drawn with replacement, and the held-out concepts within each, because a score would be
+another with other concepts held out and with other concepts to judge.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.stats import spearmanr
+
+from contract import triplets
+from contract.triplets import Kernel
+
+Matrix = NDArray[np.float64]
+TRIPLETS_PER_SAMPLE = 5_000
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One split's held-out concepts, as the model and as people see them.
+
+    Attributes:
+        model: [draws, c, c] similarities between photos; each draw takes one random photo a concept.
+        pearson: [draws, c, c] the same photos, Pearson kernel.
+        vice: [c, c] dot products of VICE between the concepts.
+    """
+
+    model: Matrix
+    pearson: Matrix
+    vice: Matrix
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95 % interval, and how many concepts, photos or responses are behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def judge_split(
+    vectors: NDArray[np.float32],
+    rows_of: Sequence[NDArray[np.int64]],
+    vice: Matrix,
+    kernel: Kernel,
+    *,
+    draws: int,
+    seed: int,
+) -> Judged:
+    """Similarities between one random photo of each concept, `draws` times.
+
+    Args:
+        vectors: [n, d] of all photos.
+        rows_of: rows of the photos of each of c concepts.
+        vice: [c, dimensions] VICE embedding of the same concepts.
+        kernel: similarity of the judgments.
+        draws: how often photos are drawn.
+        seed: of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    model, pearson = [], []
+    for _ in range(draws):
+        x = vectors[[rows[rng.integers(len(rows))] for rows in rows_of]].astype(np.float64)
+        model.append(triplets.similarity_matrix(x, x, kernel))
+        pearson.append(triplets.similarity_matrix(x, x, "pearson"))
+    return Judged(np.stack(model), np.stack(pearson), vice @ vice.T)
+
+
+def gather(gram: Matrix, index: NDArray[np.int64]) -> Matrix:
+    """Similarities [t, 3] of the pairs 01, 02, 12 from [c, c] and triplets [t, 3]."""
+    return np.stack([gram[index[:, i], index[:, j]] for i, j in triplets.PAIRS], -1)
+
+
+def sample_triplets(n: int, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """About `size` random triplets [t, 3] of three different numbers below n."""
+    index: NDArray[np.int64] = rng.integers(n, size=(size, 3))
+    i, j, k = index.T
+    different: NDArray[np.bool_] = (i != j) & (j != k) & (i != k)
+    return index[different]
+
+
+# A statistic of one draw: (model gram, pearson gram, VICE gram, triplets over them) to a number.
+Statistic = Callable[[Matrix, Matrix, Matrix, NDArray[np.int64]], float]
+
+
+def agreement(model: Matrix, _: Matrix, vice: Matrix, index: NDArray[np.int64]) -> float:
+    """Fraction of triplets with the odd one out that VICE finds most likely; a tie counts as wrong."""
+    return triplets.accuracy(gather(model, index), triplets.odd_one_out(gather(vice, index), "argmax"))
+
+
+def rsa(_: Matrix, pearson: Matrix, vice: Matrix, __: NDArray[np.int64]) -> float:
+    """Spearman correlation of the strict upper triangles: model by Pearson kernel, VICE by dot product.
+
+    Pairs of one concept with itself, which resampling makes, are left out.
+    """
+    i, j = np.triu_indices(len(vice), 1)
+    different = pearson[i, j] < 1 - 1e-9
+    return float(spearmanr(pearson[i, j][different], vice[i, j][different]).statistic)
+
+
+def entropy_correlation(temperature: float) -> Statistic:
+    """Spearman correlation between the model's entropy at a temperature and VICE's, over triplets."""
+
+    def statistic(model: Matrix, _: Matrix, vice: Matrix, index: NDArray[np.int64]) -> float:
+        ours = triplets.entropy(triplets.pair_probabilities(gather(model, index), temperature))
+        theirs = triplets.entropy(triplets.pair_probabilities(gather(vice, index)))
+        return float(spearmanr(ours, theirs).statistic)
+
+    return statistic
+
+
+def divergence(temperature: float) -> Statistic:
+    """Mean KL(VICE || model) in nats at a temperature."""
+
+    def statistic(model: Matrix, _: Matrix, vice: Matrix, index: NDArray[np.int64]) -> float:
+        log_p = triplets.pair_log_probabilities(gather(vice, index))
+        log_q = triplets.pair_log_probabilities(gather(model, index), temperature)
+        return float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean())
+
+    return statistic
+
+
+def estimate(splits: Sequence[Judged], statistic: Statistic, *, repetitions: int, seed: int) -> Estimate:
+    """Mean of a statistic over splits and draws, with a bootstrap interval over splits and concepts.
+
+    Args:
+        splits: what each split judged.
+        statistic: of one draw.
+        repetitions: bootstrap samples; the interval is their 2.5th to 97.5th percentile.
+        seed: of triplets and samples.
+    """
+    rng = np.random.default_rng(seed)
+
+    def one(split: Judged, concepts: NDArray[np.int64]) -> float:
+        draw = int(rng.integers(len(split.model)))
+        index = sample_triplets(len(concepts), TRIPLETS_PER_SAMPLE, rng)
+        a, b, c = concepts[index].T
+        index = index[(a != b) & (b != c) & (a != c)]
+        grid = np.ix_(concepts, concepts)
+        return statistic(split.model[draw][grid], split.pearson[draw][grid], split.vice[grid], index)
+
+    every = [np.arange(len(split.vice)) for split in splits]
+    value = np.mean([one(s, all_) for s, all_ in zip(splits, every, strict=True) for _ in range(len(s.model))])
+    samples = [
+        np.mean(
+            [one(splits[s], rng.choice(every[s], len(every[s]))) for s in rng.integers(len(splits), size=len(splits))]
+        )
+        for _ in range(repetitions)
+    ]
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return Estimate(float(value), float(low), float(high), sum(len(split.vice) for split in splits))
+
+
+def fit_temperature(similarities: Matrix, log_p: Matrix) -> float:
+    """Temperature that maximises the expected log-likelihood of choices drawn from p.
+
+    Args:
+        similarities: [t, 3] of the model.
+        log_p: [t, 3] log-probabilities of people's choices.
+
+    Raises:
+        ValueError: similarities that do not differ carry no temperature.
+    """
+    scale = float(similarities.std())
+    if not scale > 0:
+        raise ValueError("all similarities are equal; there is no temperature to fit.")
+
+    def loss(log_t: float) -> float:
+        log_q = triplets.pair_log_probabilities(similarities, scale * float(np.exp(log_t)))
+        return float(-(np.exp(log_p) * log_q).sum(-1).mean())
+
+    return scale * float(np.exp(minimize_scalar(loss, bounds=(-8, 8), method="bounded").x))
+
+
+def pooled(splits: Sequence[Judged], *, per_split: int, seed: int) -> tuple[Matrix, Matrix]:
+    """Similarities and VICE log-probabilities [t, 3] of triplets from all splits and draws, for `fit_temperature`."""
+    rng = np.random.default_rng(seed)
+    sims, log_p = [], []
+    for split in splits:
+        for gram in split.model:
+            index = sample_triplets(len(split.vice), per_split // len(split.model), rng)
+            sims.append(gather(gram, index))
+            log_p.append(triplets.pair_log_probabilities(gather(split.vice, index)))
+    return np.concatenate(sims), np.concatenate(log_p)
+
+
+def proportion(successes: float, n: int) -> Estimate:
+    """A proportion with its Wald 95 % interval (the paper's choice for downstream accuracies)."""
+    p = successes / n
+    half = 1.96 * float(np.sqrt(p * (1 - p) / n))
+    return Estimate(p, max(0.0, p - half), min(1.0, p + half), n)
+
+
+def nearest_neighbour(vectors: NDArray[np.float32], label: Sequence[str], query: NDArray[np.bool_]) -> Estimate:
+    """Leave-one-out accuracy of the nearest neighbour by cosine.
+
+    Args:
+        vectors: [n, d].
+        label: n class names.
+        query: [n] which photos to classify; all n are neighbours.
+    """
+    names = np.unique(np.array(label), return_inverse=True)[1]
+    sims = triplets.similarity_matrix(vectors[query], vectors, "cosine")
+    sims[np.arange(query.sum()), np.flatnonzero(query)] = -np.inf
+    right = names[sims.argmax(1)] == names[query]
+    return proportion(float(right.sum()), int(query.sum()))

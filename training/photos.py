@@ -1,0 +1,73 @@
+"""The photos of a run: a CSV manifest of files, their dataset, class label and THINGS concept."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+NO_CONCEPT = -1
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photos in the order of the manifest.
+
+    Attributes:
+        root: folder that the paths are relative to.
+        paths: n relative paths.
+        dataset, label: n strings.
+        concept: [n] THINGS concept number, `NO_CONCEPT` where the object is none.
+    """
+
+    root: Path
+    paths: tuple[str, ...]
+    dataset: tuple[str, ...]
+    label: tuple[str, ...]
+    concept: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def concepts(self) -> NDArray[np.int64]:
+        """The concept numbers that have at least one photo, ascending."""
+        return np.unique(self.concept[self.concept != NO_CONCEPT])
+
+    def of_concept(self, concept: int) -> NDArray[np.int64]:
+        """Row numbers of one concept's photos."""
+        return np.flatnonzero(self.concept == concept)
+
+
+def read_photos(manifest: Path, n_concepts: int) -> Photos:
+    """Read `path,dataset,label,things_index` (other columns are ignored); paths are relative to the file.
+
+    Raises:
+        ValueError: a column is missing, a concept lies outside 0..n-1, or files do not exist (all are counted,
+            the first is named).
+    """
+    with manifest.open(newline="") as stream:
+        reader = csv.DictReader(stream)
+        wanted = ("path", "dataset", "label", "things_index")
+        if missing := sorted(set(wanted) - set(reader.fieldnames or ())):
+            raise ValueError(f"{manifest} lacks the columns {missing}; it has {reader.fieldnames}.")
+        rows = list(reader)
+    if not rows:
+        raise ValueError(f"{manifest} lists no photo.")
+    concept = np.array([int(row["things_index"] or NO_CONCEPT) for row in rows], np.int64)
+    if ((concept < NO_CONCEPT) | (concept >= n_concepts)).any():
+        row = int(((concept < NO_CONCEPT) | (concept >= n_concepts)).argmax())
+        raise ValueError(
+            f"{manifest}, row {row}: things_index {concept[row]}; expected 0 to {n_concepts - 1} or empty."
+        )
+    absent = [row["path"] for row in rows if not (manifest.parent / row["path"]).is_file()]
+    if absent:
+        raise ValueError(f"{manifest}: {len(absent)} of {len(rows)} files do not exist, the first is {absent[0]!r}.")
+    return Photos(
+        root=manifest.parent,
+        paths=tuple(row["path"] for row in rows),
+        dataset=tuple(row["dataset"] for row in rows),
+        label=tuple(row["label"] for row in rows),
+        concept=concept,
+    )

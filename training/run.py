@@ -1,0 +1,286 @@
+"""A run: recipe and data to a run folder, stage by stage. A stage that is complete is not done again.
+
+recipe.json              recipe, versions, sha256 of the inputs
+features/                shards of the encoder's features
+splits/seed-N.npz        the transform learned without split N's held-out concepts
+human/...npz             transforms learned without the concepts of real human triplets
+transform.npz            the transform learned on all concepts: this one is exported
+figures.json             what the splits say about it, temperatures, intervals
+"""
+
+import csv
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract import triplets
+from contract.triplets import Kernel
+from training import evaluate
+from training.align import Transform, uncertainty_distillation
+from training.encoders import ENCODERS
+from training.evaluate import Estimate, Judged
+from training.features import extract
+from training.photos import Photos, read_photos
+from training.recipe import Recipe
+from training.things import Responses, read_responses, read_vice
+
+KERNEL: dict[str, Kernel] = {"aligned": "dot", "base": "cosine"}
+"""Similarity of each space: the transform is fitted to dot products; raw features are compared by cosine."""
+
+INPUTS = ("images.csv", "things/concepts.csv", "things/vice_embedding.npy", "things/human_test_responses.csv")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run reads, from one folder."""
+
+    photos: Photos
+    vice: NDArray[np.float64]
+    responses: Responses
+    categories: list[set[str]]
+
+
+def read_data(folder: Path) -> Data:
+    """Read and check `INPUTS` under `folder`. Raises ValueError or FileNotFoundError naming the file and row."""
+    vice = read_vice(folder / "things/vice_embedding.npy")
+    with (folder / "things/concepts.csv").open(newline="") as stream:
+        categories = [{name.strip() for name in row["categories"].split(";")} for row in csv.DictReader(stream)]
+    if len(categories) != len(vice):
+        raise ValueError(f"{folder}: {len(categories)} concepts, but VICE has {len(vice)} rows; they must match.")
+    return Data(
+        photos=read_photos(folder / "images.csv", len(vice)),
+        vice=vice,
+        responses=read_responses(folder / "things/human_test_responses.csv", len(vice)),
+        categories=categories,
+    )
+
+
+def run(recipe: Recipe, data_folder: Path, out: Path) -> dict[str, Any]:
+    """Do every stage that is not complete yet and return the figures.
+
+    Raises:
+        ValueError: bad data (named), or `out` belongs to another recipe or other inputs.
+    """
+    data = read_data(data_folder)
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(recipe, data_folder, out)
+    encoder = ENCODERS[recipe.encoder]()
+    features = extract(encoder, recipe.encoder, data.photos, out / "features")
+    splits = {seed: split_concepts(data.photos.concepts, recipe.held_out, seed) for seed in recipe.split_seeds}
+    vectors = {
+        seed: _fit(out / f"splits/seed-{seed}.npz", recipe, data, features, held_out, seed).apply(features)
+        for seed, (_, held_out) in splits.items()
+    }
+    final = _fit(out / "transform.npz", recipe, data, features, np.empty(0, np.int64), recipe.seed)
+    figures = _figures(recipe, data, features, splits, vectors)
+    figures["figures"] += _human(recipe, data, features, out)
+    figures["figures"] += _shipped(data, features, final.apply(features))
+    write_json(out / "figures.json", figures)
+    return figures
+
+
+def split_concepts(
+    concepts: NDArray[np.int64], held_out: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(training, held-out) concept numbers, each ascending."""
+    order = np.random.default_rng(seed).permutation(concepts)
+    k = round(held_out * len(order))
+    return np.sort(order[k:]), np.sort(order[:k])
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    temporary.replace(file)
+
+
+def _claim(recipe: Recipe, data_folder: Path, out: Path) -> None:
+    """Write what this run is made of, or refuse a folder that is made of something else."""
+    inputs = {name: hashlib.sha256((data_folder / name).read_bytes()).hexdigest() for name in INPUTS}
+    identity = {"recipe": json.loads(json.dumps(asdict(recipe))), "inputs": inputs}
+    file = out / "recipe.json"
+    if file.exists():
+        stored = json.loads(file.read_text())
+        changed = [key for key in identity if stored.get(key) != identity[key]]
+        if changed:
+            raise ValueError(f"{out} was made with another {' and other '.join(changed)}; remove it or choose another.")
+        return
+    libraries = {name: version(name) for name in ("numpy", "pillow", "scipy", "torch")}
+    write_json(file, identity | {"versions": {"python": platform.python_version(), **libraries}})
+
+
+def _fit(
+    file: Path, recipe: Recipe, data: Data, features: NDArray[np.float32], hidden: NDArray[np.int64], seed: int
+) -> Transform:
+    """The transform learned on every concept but the hidden ones; read if it is there already."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        transform = uncertainty_distillation(
+            features,
+            data.photos.concept,
+            np.setdiff1d(data.photos.concepts, hidden),
+            hidden,
+            data.vice,
+            recipe.align,
+            seed=seed,
+            description=f"align {file.stem}",
+        )
+        transform.save(file)
+    return Transform.load(file)
+
+
+def _figures(
+    recipe: Recipe,
+    data: Data,
+    features: NDArray[np.float32],
+    splits: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]],
+    vectors: dict[int, NDArray[np.float32]],
+) -> dict[str, Any]:
+    """Figures on held-out concepts, before (base) and after (aligned), and the temperature of each space."""
+    out: dict[str, Any] = {"temperature": {}, "figures": []}
+    for space in ("base", "aligned"):
+        judged = []
+        for seed, (_, held_out) in splits.items():
+            x = features if space == "base" else vectors[seed]
+            rows_of = [data.photos.of_concept(c) for c in held_out]
+            vice = data.vice[held_out]
+            judged.append(evaluate.judge_split(x, rows_of, vice, KERNEL[space], draws=recipe.draws, seed=seed))
+        temperature = evaluate.fit_temperature(*evaluate.pooled(judged, per_split=20_000, seed=recipe.seed))
+        out["temperature"][space] = temperature
+        out["figures"] += _judged_figures(recipe, space, judged, temperature)
+        out["figures"] += _split_figures(data, space, features, splits, vectors)
+    return out
+
+
+def _judged_figures(recipe: Recipe, space: str, judged: list[Judged], temperature: float) -> list[dict[str, Any]]:
+    where = f"held-out concepts, {len(judged)} splits; 95 % bootstrap over splits and concepts; {KERNEL[space]} product"
+    statistics: list[tuple[str, evaluate.Statistic, str, str]] = [
+        ("agreement with VICE's most likely choice", evaluate.agreement, "fraction", "chance 1/3, ties count as wrong"),
+        ("RSA with VICE", evaluate.rsa, "Spearman", "Pearson kernel, strict upper triangle"),
+        ("entropy correlation with VICE", evaluate.entropy_correlation(temperature), "Spearman", "over triplets"),
+        ("KL from VICE's posterior", evaluate.divergence(temperature), "nats", f"at T = {temperature:.4g}"),
+    ]
+    return [
+        _figure(
+            name,
+            space,
+            evaluate.estimate(judged, statistic, repetitions=recipe.bootstrap, seed=recipe.seed),
+            unit,
+            f"{note}; {where}",
+        )
+        for name, statistic, unit, note in statistics
+    ]
+
+
+def _split_figures(
+    data: Data,
+    space: str,
+    features: NDArray[np.float32],
+    splits: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]],
+    vectors: dict[int, NDArray[np.float32]],
+) -> list[dict[str, Any]]:
+    """Nearest neighbours and animal/vehicle triplets, mean over the splits."""
+    caltech = np.array([name == "caltech101" for name in data.photos.dataset])
+    label = [name for name, inside in zip(data.photos.label, caltech, strict=True) if inside]
+    neighbours, hits = [], []
+    for seed, (train, held_out) in splits.items():
+        x = features if space == "base" else vectors[seed]
+        unseen = ~np.isin(data.photos.concept[caltech], train)
+        neighbours.append(evaluate.nearest_neighbour(x[caltech], label, unseen))
+        hits.append(two_animals_and_a_vehicle(data, x, held_out, KERNEL[space], seed))
+    n = round(np.mean([e.n for e in neighbours]))
+    nearest = evaluate.proportion(float(np.mean([e.value for e in neighbours])) * n, n)
+    hit = evaluate.proportion(float(np.mean([e.value for e in hits])) * hits[0].n, hits[0].n)
+    return [
+        _figure(
+            "Caltech-101 1-NN, classes not trained on",
+            space,
+            nearest,
+            "fraction",
+            f"leave-one-out, cosine; mean of {len(splits)} splits, 95 % Wald of one split",
+        ),
+        _figure(
+            "two animals and a vehicle: the vehicle is odd",
+            space,
+            hit,
+            "fraction",
+            f"held-out concepts by THINGS category; mean of {len(splits)} splits, 95 % Wald of one split",
+        ),
+    ]
+
+
+def two_animals_and_a_vehicle(
+    data: Data, vectors: NDArray[np.float32], concepts: Sequence[int] | NDArray[np.int64], kernel: Kernel, seed: int
+) -> Estimate:
+    """How often the vehicle is the odd one among photos of two different animals and a vehicle, 2,000 draws.
+
+    Raises:
+        ValueError: the concepts hold fewer than two animals or no vehicle.
+    """
+    rng = np.random.default_rng(seed)
+    animals = [c for c in concepts if "animal" in data.categories[c]]
+    vehicles = [c for c in concepts if "vehicle" in data.categories[c]]
+    if len(animals) < 2 or not vehicles:
+        raise ValueError(f"{len(animals)} animals and {len(vehicles)} vehicles; expected at least two and one.")
+    rows = []
+    for _ in range(2_000):
+        chosen = (*rng.choice(animals, 2, replace=False), rng.choice(vehicles))
+        rows.append([rng.choice(data.photos.of_concept(c)) for c in chosen])
+    sims = triplets.pair_similarities(vectors[np.array(rows)].astype(np.float64), kernel)
+    return evaluate.proportion(float((triplets.odd_one_out(sims) == 2).sum()), len(rows))
+
+
+def _human(recipe: Recipe, data: Data, features: NDArray[np.float32], out: Path) -> list[dict[str, Any]]:
+    """Agreement with single human responses, on the triplets of which all three concepts have photos.
+
+    Each such triplet is judged by a transform that was learned without its three concepts.
+    """
+    covered = np.isin(data.responses.concepts, data.photos.concepts).all(1)
+    concepts, odd = data.responses.concepts[covered], data.responses.odd[covered]
+    triplet_of = np.sort(concepts, axis=1)
+    expected: dict[str, list[float]] = {"base": [], "aligned": []}
+    for triplet in np.unique(triplet_of, axis=0):
+        name = "-".join(str(c) for c in triplet)
+        fitted = _fit(out / f"human/without-{name}.npz", recipe, data, features, triplet, recipe.seed).apply(features)
+        mine = (triplet_of == triplet).all(1)
+        for space, x in (("base", features), ("aligned", fitted)):
+            rng = np.random.default_rng(recipe.seed)
+            for row, choice in zip(concepts[mine], odd[mine], strict=True):
+                photos = [[rng.choice(data.photos.of_concept(c)) for c in row] for _ in range(recipe.draws)]
+                sims = triplets.pair_similarities(x[np.array(photos)].astype(np.float64), KERNEL[space])
+                expected[space].append(float((triplets.odd_one_out(sims) == choice).mean()))
+    n_triplets = len(np.unique(triplet_of, axis=0))
+    note = (
+        f"{n_triplets} of the 1,000 human test triplets have photos of all three concepts here: anecdote, not evidence"
+    )
+    out_figures = []
+    for space, values in expected.items():
+        if values:
+            figure = evaluate.proportion(sum(values), len(values))
+            out_figures.append(_figure("agreement with single human responses", space, figure, "fraction", note))
+    return out_figures
+
+
+def _shipped(data: Data, features: NDArray[np.float32], vectors: NDArray[np.float32]) -> list[dict[str, Any]]:
+    """Nearest neighbours of all Caltech-101 photos, with the transform that is exported."""
+    caltech = np.array([name == "caltech101" for name in data.photos.dataset])
+    label = [name for name, inside in zip(data.photos.label, caltech, strict=True) if inside]
+    everything = np.ones(int(caltech.sum()), bool)
+    note = "leave-one-out, cosine; the exported transform, which has seen the concepts of these classes; 95 % Wald"
+    return [
+        _figure("Caltech-101 1-NN", space, evaluate.nearest_neighbour(x[caltech], label, everything), "fraction", note)
+        for space, x in (("base", features), ("aligned", vectors))
+    ]
+
+
+def _figure(name: str, space: str, estimate: Estimate, unit: str, note: str) -> dict[str, Any]:
+    return {"name": name, "space": space, "unit": unit, "note": note, **asdict(estimate)}

@@ -1,0 +1,77 @@
+"""THINGS: object concepts, people's odd-one-out choices, and the VICE posterior that stands in for them.
+
+The THINGS database has 1,854 object concepts (Hebart et al. 2019). VICE (Muttenthaler et al. 2022)
+explains 4.7 million human odd-one-out choices by a non-negative embedding whose pairwise dot products,
+through a softmax, are choice probabilities; its posterior is what uncertainty distillation learns from.
+Concept numbers are 0-based everywhere here; a 1-based file is refused by the reader.
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract import triplets
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Single human choices.
+
+    Attributes:
+        concepts: [n, 3] concept numbers as they stood before the participant.
+        odd: [n] position 0, 1, 2 that was chosen as the odd one out.
+    """
+
+    concepts: NDArray[np.int64]
+    odd: NDArray[np.int64]
+
+
+def read_vice(path: Path) -> NDArray[np.float64]:
+    """The VICE mean embedding, [concepts, dimensions].
+
+    Raises:
+        ValueError: not a finite, non-negative matrix (VICE rectifies; see method facts of the paper).
+    """
+    embedding = np.load(path, allow_pickle=False)
+    if embedding.ndim != 2 or not np.isfinite(embedding).all() or (embedding < 0).any():
+        raise ValueError(f"{path} is {embedding.shape}; expected a finite, non-negative matrix [concepts, dimensions].")
+    return np.asarray(embedding, np.float64)
+
+
+def read_responses(path: Path, n_concepts: int) -> Responses:
+    """Human responses from a CSV with `concept_0`, `concept_1`, `concept_2`, `odd_position`.
+
+    Raises:
+        ValueError: a column is missing, a row names a concept outside 0..n-1 (1-based files end at n),
+            a concept twice, or a position outside 0..2; the message gives the row.
+    """
+    with path.open(newline="") as stream:
+        reader = csv.DictReader(stream)
+        wanted = ("concept_0", "concept_1", "concept_2", "odd_position")
+        if missing := sorted(set(wanted) - set(reader.fieldnames or ())):
+            raise ValueError(f"{path} lacks the columns {missing}; it has {reader.fieldnames}.")
+        rows = np.array([[int(row[name]) for name in wanted] for row in reader], np.int64).reshape(-1, 4)
+    concepts, odd = rows[:, :3], rows[:, 3]
+    outside = (concepts < 0) | (concepts >= n_concepts)
+    if outside.any():
+        row = int(outside.any(1).argmax())
+        raise ValueError(
+            f"{path}, row {row}: concepts {concepts[row].tolist()}; expected 0 to {n_concepts - 1}. Is it 1-based?"
+        )
+    ordered = np.sort(concepts, axis=1)
+    repeated = (ordered[:, 1:] == ordered[:, :-1]).any(1) | (odd < 0) | (odd > 2)
+    if repeated.any():
+        row = int(repeated.argmax())
+        raise ValueError(f"{path}, row {row}: {rows[row].tolist()} repeats a concept or has a position outside 0..2.")
+    return Responses(concepts, odd)
+
+
+def posterior_log_probabilities(similarities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """VICE's choice log-probabilities [t, 3] (order of `contract.triplets.PAIRS`) from dot products [t, 3].
+
+    VICE was fitted at temperature 1, so its dot products are on the scale of log-odds already.
+    """
+    return triplets.pair_log_probabilities(similarities, 1.0)
