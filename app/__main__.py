@@ -1,6 +1,8 @@
 """The command line: `python -m app` or `alignet-serve`. Every setting is a flag and an ALIGNET_ variable."""
 
+import asyncio
 import logging
+import signal
 import sys
 
 import uvicorn
@@ -22,7 +24,10 @@ def main() -> None:
         for fault in error.errors(include_input=False, include_url=False):
             print(f"setting {'.'.join(map(str, fault['loc']))}: {fault['msg']}", file=sys.stderr)
         raise SystemExit(2) from None
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    # Ours and the server's only: at debug level Pillow and the form parser log what is inside a photo.
+    for name in ("alignet", "uvicorn"):
+        logging.getLogger(name).setLevel(settings.log_level.upper())
     raise SystemExit(_serve(settings))
 
 
@@ -33,9 +38,12 @@ def _serve(settings: Settings) -> int:
         failures.append(error)
         server.should_exit = True
 
-    def on_ready(model: ServedModel) -> None:
-        sockets = [s.getsockname() for running in server.servers for s in running.sockets]
-        port = sockets[0][1] if sockets else settings.port
+    tasks: list[asyncio.Task[None]] = []
+
+    async def announce(model: ServedModel) -> None:
+        while not server.started:  # a small bundle is open before the port is
+            await asyncio.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
         host = "localhost" if settings.host in ("0.0.0.0", "127.0.0.1", "::") else settings.host  # noqa: S104
         print(
             f"\nAligNet Serve {VERSION} is ready at http://{host}:{port} (model {model.name}; API at /docs). Try:\n\n"
@@ -45,7 +53,9 @@ def _serve(settings: Settings) -> int:
         )
 
     config = uvicorn.Config(
-        create_app(settings, on_ready=on_ready, on_failure=on_failure),
+        create_app(
+            settings, on_ready=lambda model: tasks.append(asyncio.create_task(announce(model))), on_failure=on_failure
+        ),
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -54,6 +64,14 @@ def _serve(settings: Settings) -> int:
         timeout_graceful_shutdown=settings.drain_seconds,
     )
     server = uvicorn.Server(config)
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    # uvicorn drains on these signals, then raises them again for whoever handled them before: that is
+    # this function, so a drained process ends with 0, not with "killed by signal".
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
     server.run()
     return 1 if failures else 0
 

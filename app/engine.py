@@ -89,15 +89,16 @@ class OnnxEngine:
 
     def __init__(self, bundle: Bundle, *, device: str, threads: int, allow_cpu_fallback: bool) -> None:
         require_one_runtime(installed_runtimes())
+        # Its official builds report usage to their maker unless told not to (Privacy.md in the wheel).
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime as ort  # here, so that a missing extra is explained above
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # The arena keeps the largest batch ever seen (fastembed issue 570); spinning threads take
-        # the CPU from the image decoders.
-        options.enable_cpu_mem_arena = False
-        options.enable_mem_pattern = False
+        # The arena keeps the memory of the largest batch; image size and max_batch bound it, and the
+        # warm-up reaches that bound, so memory does not creep up later (fastembed issue 570).
+        # Spinning threads would take the CPU from the image decoders.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         wanted = [PROVIDERS[device], PROVIDERS["cpu"]] if device != "cpu" else [PROVIDERS["cpu"]]
         available = [name for name in wanted if name in ort.get_available_providers()]

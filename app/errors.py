@@ -45,6 +45,10 @@ Kind = Literal[
 ]
 
 
+MAX_DETAIL = 400
+"""Characters of a detail that are sent."""
+
+
 class Row(NamedTuple):
     """One line of the table: HTTP status and what the kind means."""
 
@@ -147,7 +151,8 @@ def problem(error: ServiceError) -> Response:
         title=row.title,
         status=row.status,
         code=error.kind,
-        detail=error.detail,
+        # Details quote what was given; a reply must not grow with the request.
+        detail=error.detail if len(error.detail) <= MAX_DETAIL else error.detail[:MAX_DETAIL] + "...",
         index=error.index,
         limit=error.limit,
     )
@@ -192,12 +197,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     return response
 
 
-async def _on_bug(request: Request, error: Exception) -> Response:
-    return _counted(request, ServiceError("internal", f"{type(error).__name__} in the service; its log has the trace."))
-
-
 def install(app: FastAPI) -> None:
-    """Make every exception of `app` leave through the table."""
+    """Make the refusals of `app` leave through the table; `app.main` does the same for bugs."""
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_bug)

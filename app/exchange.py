@@ -24,14 +24,19 @@ def service_of(request: Request) -> Service:
 
 @asynccontextmanager
 async def deadline(request: Request) -> AsyncIterator[None]:
-    """The request's time: X-Request-Timeout-Ms within its limit, else the default; 504 when it is over."""
+    """The service's time for a request, from when its body is there; 504 when it is over.
+
+    X-Request-Timeout-Ms asks for less or more than the default. How long a body may take is a
+    limit of its own (408), so a slow upload is not the service's lateness.
+    """
     settings = service_of(request).settings
     seconds = settings.request_timeout
     if (asked := request.headers.get("x-request-timeout-ms")) is not None:
         most = settings.max_request_timeout * 1000
-        if not (asked.isascii() and asked.isdecimal()) or not 0 < int(asked[:12]) <= most:
+        digits = asked.lstrip("0")
+        if not (asked.isascii() and asked.isdecimal()) or len(digits) > 9 or not 0 < int(digits or "0") <= most:
             raise ServiceError("invalid_request", f"X-Request-Timeout-Ms must be a whole number from 1 to {most:g}.")
-        seconds = int(asked) / 1000
+        seconds = int(digits) / 1000
     try:
         async with asyncio.timeout(seconds):
             yield

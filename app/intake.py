@@ -16,6 +16,7 @@ import orjson
 from fastapi import Request
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -127,6 +128,9 @@ async def parse_form(
     Raises:
         ServiceError: not multipart, too many parts, a repeated option, or a file under another name.
     """
+    _, options = parse_options_header(body.headers.get("content-type"))
+    if b"--" + options.get(b"boundary", b"") + b"--" not in body.content:
+        raise ServiceError("invalid_request", "the multipart body has no closing boundary; it was cut short.")
     fields: dict[str, str] = {}
     found: dict[str, list[bytes]] = {name: [] for name in files}
     parser = _InMemoryParser(
@@ -185,11 +189,11 @@ def decode_base64(text: str, what: str, index: int) -> bytes:
 _NO_SPACE = {ord(c): None for c in " \t\r\n"}
 
 
-def decode_images(items: Sequence[ImageItem], settings: Settings) -> list[bytes]:
-    """Base64 or data URIs to bytes. Raises ServiceError naming the item."""
-    require_count(len(items), "images", settings.max_images)
+def decode_images(items: Sequence[ImageItem], settings: Settings, first: int = 0) -> list[bytes]:
+    """Base64 or data URIs to bytes. Raises ServiceError naming the item; `first` is the index of the first."""
+    require_count(first + len(items), "images", settings.max_images)
     images = []
-    for index, item in enumerate(items):
+    for index, item in enumerate(items, first):
         text = item.image
         if text[:5].lower() == "data:":
             header, comma, text = text.partition(",")
@@ -213,21 +217,20 @@ def require_count(n: int, what: str, limit: int) -> None:
         raise ServiceError(kinds[what], f"{n} {what} in one request; at most {limit}.", limit=limit)
 
 
-def decode_vectors(items: Sequence[Any], size: int, settings: Settings) -> NDArray[np.float64]:
-    """Lists of numbers, or base64 of little-endian float32, to [n, size].
+def decode_vectors(items: Sequence[Any], size: int, settings: Settings, first: int = 0) -> NDArray[np.float64]:
+    """Lists of numbers, or base64 of little-endian float32, to [n, size]; `first` is the index of the first.
 
     Raises:
         ServiceError: naming the vector that has another size, or a value that is no finite number.
     """
-    require_count(len(items), "vectors", settings.max_vectors)
+    require_count(first + len(items), "vectors", settings.max_vectors)
     out = np.empty((len(items), size), np.float64)
-    for index, item in enumerate(items):
-        out[index] = _vector(item, index, size)
-    # Finite float32 only: the product of two of them cannot overflow in float64.
-    bad = ~(np.abs(out) <= np.finfo(np.float32).max).all(axis=1)
-    if bad.any():
-        index = int(bad.argmax())
-        raise ServiceError("invalid_request", f"vector {index}: a value is no finite float32.", index=index)
+    for index, item in enumerate(items, first):
+        vector = _vector(item, index, size)
+        # Finite float32 only: the product of two of them cannot overflow in float64.
+        if not (np.abs(vector) <= np.finfo(np.float32).max).all():
+            raise ServiceError("invalid_request", f"vector {index}: a value is no finite float32.", index=index)
+        out[index - first] = vector
     return out
 
 
@@ -238,12 +241,10 @@ def _vector(item: Any, index: int, size: int) -> NDArray[Any]:
             raise ServiceError("invalid_request", f"vector {index}: {len(data)} bytes are no float32s.", index=index)
         values: NDArray[Any] = np.frombuffer(data, "<f4")
     else:
-        try:
-            values = np.asarray(item)
-        except ValueError:  # ragged
-            values = np.asarray(None)
-        if not isinstance(item, list) or values.dtype.kind not in "iuf" or values.ndim != 1:
+        # numpy would take true for 1 and "1" for 1.0.
+        if not isinstance(item, list) or not set(map(type, item)) <= {float, int}:
             raise ServiceError("invalid_request", f"vector {index}: expected numbers or base64.", index=index)
+        values = np.array(item, np.float64)
     if len(values) != size:
         raise ServiceError(
             "invalid_request", f"vector {index} has {len(values)} values; this space has {size}.", index=index
@@ -251,11 +252,12 @@ def _vector(item: Any, index: int, size: int) -> NDArray[Any]:
     return values
 
 
-def given(collection: Collection, size: int, settings: Settings) -> Given:
-    """The images or vectors of one JSON collection, decoded."""
+def given(collection: Collection, size: int, settings: Settings, after: Given | None = None) -> Given:
+    """The images or vectors of one JSON collection, decoded; limits and indices count on from `after`."""
     if collection.images is not None:
-        return Given(images=decode_images(collection.images, settings))
-    return Given(vectors=decode_vectors(collection.vectors or [], size, settings))
+        return Given(images=decode_images(collection.images, settings, len(after.images) if after else 0))
+    before = 0 if after is None or after.vectors is None else len(after.vectors)
+    return Given(vectors=decode_vectors(collection.vectors or [], size, settings, before))
 
 
 def no_query(query: dict[str, str]) -> None:

@@ -10,10 +10,12 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors, schemas
 from app.batching import Timings
+from app.errors import ServiceError
 from app.routes import about, embed, odd_one_out, similarity
 from app.service import VERSION, ServedModel, Service
 from app.settings import Settings
@@ -112,7 +114,7 @@ class _Observe:
         headers = dict(scope["headers"])
         asked = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
-        status = 500
+        status: int | None = None
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -127,12 +129,21 @@ class _Observe:
         self.metrics.in_flight.inc()
         try:
             await self.app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            status = 499  # nobody is there to be answered; the code is nginx's
+        except Exception as error:
+            log.exception("request %s failed", request_id)
+            self.metrics.errors.labels("internal").inc()
+            if status is not None:
+                raise  # the reply has begun; only cutting the connection tells the client
+            detail = f"{type(error).__name__} in the service; its log has the trace, with id {request_id}."
+            await errors.problem(ServiceError("internal", detail))(scope, receive, send_with_headers)
         finally:
             self.metrics.in_flight.dec()
             # An unknown path is one label, whatever it is; so is an unknown method.
             route = getattr(scope.get("route"), "path", "unknown")
             method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "other"
-            self.metrics.requests.labels(route, method, str(status)).inc()
+            self.metrics.requests.labels(route, method, str(status or 499)).inc()
             self.metrics.duration.labels(route).observe(time.perf_counter() - start)
             for stage, seconds in timings.stages.items():
                 self.metrics.stage.labels(stage).observe(seconds)

@@ -28,11 +28,12 @@ class ServedModel:
         cpus = cpu_quota()
         threads = settings.inference_threads or cpus
         decode_threads = settings.decode_threads or min(8, max(1, cpus // 2))
+        max_batch = settings.max_batch or (4 if settings.device == "cpu" else 32)
         engine = open_engine(
             bundle,
             device=settings.device,
             threads=threads,
-            max_batch=settings.max_batch,
+            max_batch=max_batch,
             allow_cpu_fallback=settings.allow_cpu_fallback,
         )
         log.info("%d CPUs: %d inference threads, %d decode threads", cpus, threads, decode_threads)
@@ -42,7 +43,7 @@ class ServedModel:
             engine,
             bundle.manifest.pixels,
             settings.pixel_limits,
-            max_batch=settings.max_batch,
+            max_batch=max_batch,
             decode_threads=decode_threads,
             max_admitted=settings.max_admitted_images,
             metrics=metrics,

@@ -48,7 +48,11 @@ class Settings(BaseSettings):
         default=0, ge=0, le=64, description="Image decoding threads; 0 takes half the CPUs, at most 8."
     )
     max_batch: int = Field(
-        default=16, ge=1, le=1024, description="Images in one inference. Batches never wait to fill."
+        default=0,
+        ge=0,
+        le=1024,
+        description="Images in one inference; 0 takes 4 on a CPU, where more only cost memory, and 32 on a GPU. "
+        "Batches never wait to fill.",
     )
     max_admitted_images: int = Field(
         default=256, ge=1, description="Images being decoded, queued and inferred at once; beyond it requests get 429."
@@ -57,7 +61,8 @@ class Settings(BaseSettings):
         default=10.0,
         gt=0,
         le=30,
-        description="Seconds a request may take before 504; X-Request-Timeout-Ms asks for less or more.",
+        description="Seconds from the end of the body to the answer, before 504; "
+        "X-Request-Timeout-Ms may ask for another.",
     )
     max_request_timeout: float = Field(
         default=30.0, gt=0, le=600, description="Largest X-Request-Timeout-Ms granted, in seconds."

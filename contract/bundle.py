@@ -27,7 +27,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.pixels import PixelSpec, load_pixels
+from contract.pixels import ImageError, PixelSpec, load_pixels
 from contract.triplets import KERNELS, TIE_RULES, Kernel, TieRule
 
 FORMAT = "alignet-bundle"
@@ -279,7 +279,7 @@ def _read_manifest(folder: Path) -> Manifest:
     if (size := file.stat().st_size) > MAX_MANIFEST_BYTES:
         raise ManifestTooLarge(f"{file} has {size} bytes; at most {MAX_MANIFEST_BYTES}.")
     try:
-        raw = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
+        raw = json.loads(file.read_bytes(), parse_constant=_refuse_constant, parse_float=_finite, parse_int=_small)
     except (ValueError, RecursionError) as error:
         raise ManifestMalformed(f"{file} is not JSON: {error}.") from error
     if not isinstance(raw, dict):
@@ -298,6 +298,18 @@ def _read_manifest(folder: Path) -> Manifest:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is infinite")
+    return value
+
+
+def _small(text: str) -> int:
+    if abs(value := int(text)) >= 2**63:
+        raise ValueError(f"{text[:20]}... is no 64-bit integer")
+    return value
 
 
 def _parse_manifest(raw: dict[str, Any]) -> Manifest:
@@ -395,9 +407,9 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
         raise WrongFileSet(f"{folder}: missing {missing}, unexpected {sorted(present - expected)}.")
     root = folder.resolve()
     for name in expected:
-        real = (folder / name).resolve()
-        if real.parent != root or not real.is_file():
-            raise PathEscapes(f"{folder / name} leads to {real}; every file must lie in the bundle itself.")
+        file = folder / name
+        if not file.is_file() or file.resolve().parent != root:
+            raise PathEscapes(f"{file} is no file, or a link out of {root}; every file must lie in the bundle itself.")
     for name, entry in manifest.files.items():
         size = (folder / name).stat().st_size
         if size != entry.bytes:
@@ -422,6 +434,8 @@ def _read_golden(file: Path, manifest: Manifest) -> Golden:
                 raise GoldenMalformed(f"{file} unpacks to {total} bytes; at most {MAX_GOLDEN_BYTES}.")
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
+        if bare := sorted(name for name, array in arrays.items() if not isinstance(array, np.ndarray)):
+            raise GoldenMalformed(f"{file}: {bare} are no arrays.")
     except GoldenMalformed:
         raise
     except Exception as error:
@@ -439,6 +453,7 @@ def _parse_golden(file: Path, arrays: dict[str, NDArray[Any]], manifest: Manifes
         n == 0
         or lengths.dtype != np.int64
         or (lengths <= 0).any()
+        or (lengths > stream.size).any()
         or stream.dtype != np.uint8
         or stream.shape != (lengths.sum(),)
     ):
@@ -446,6 +461,8 @@ def _parse_golden(file: Path, arrays: dict[str, NDArray[Any]], manifest: Manifes
     if pixels.shape != (n, *manifest.pixels.shape) or pixels.dtype != manifest.pixels.dtype:
         wanted = f"{(n, *manifest.pixels.shape)} {manifest.pixels.dtype}"
         raise GoldenMalformed(f"{file}: pixels are {pixels.shape} {pixels.dtype}; expected {wanted}.")
+    if not np.isfinite(pixels).all():
+        raise GoldenMalformed(f"{file}: pixels are not finite.")
     for name, space in manifest.spaces.items():
         vectors = arrays[name]
         if vectors.shape != (n, space.size) or vectors.dtype != np.float32 or not np.isfinite(vectors).all():
@@ -468,9 +485,14 @@ def check_golden_pixels(bundle: Bundle) -> None:
     """
     spec, tolerance = bundle.manifest.pixels, bundle.manifest.golden
     # The tolerance is in steps of 0..255; float tensors are in units of value range and std.
-    step = 1.0 if spec.dtype == "uint8" else (spec.value_range[1] - spec.value_range[0]) / 255 / min(spec.std)
+    low, high = spec.value_range
+    step: Any = 1.0 if spec.dtype == "uint8" else (high - low) / 255 / np.array(spec.std)[:, None, None]
     for i, (image, expected) in enumerate(zip(bundle.golden.images, bundle.golden.pixels, strict=True)):
-        largest = float(np.abs(load_pixels(image, spec).astype(np.float64) - expected.astype(np.float64)).max()) / step
+        try:
+            pixels = load_pixels(image, spec)
+        except ImageError as error:
+            raise GoldenMismatch(f"{bundle.path}: golden image {i}: {error}") from error
+        largest = float((np.abs(pixels.astype(np.float64) - expected.astype(np.float64)) / step).max())
         if largest > tolerance.pixel + 1e-3:
             raise GoldenMismatch(
                 f"{bundle.path}: golden image {i} decodes {largest:.2f} steps of 0..255 away from its golden pixels "

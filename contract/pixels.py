@@ -17,7 +17,8 @@ Embedded colour profiles are ignored, as the training pipelines of vision models
 """
 
 import io
-import math
+import re
+import sys
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, get_args
 
@@ -30,6 +31,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 ELONGATED = 8
 """Aspect ratio above which `crop` samples inside the crop only. Part of the format: never change it."""
+
+MAX_JPEG_SCANS = 100
+"""A progressive photo has about ten. Each scan costs a pass over the whole image, however few bytes it has."""
+
+# A marker that is neither stuffing (00), fill (FF), a restart (D0..D7) nor the start of image (D8).
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd9-\xfe]")
 
 ImageFault = Literal[
     "image_too_large",
@@ -47,6 +54,7 @@ _RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _ORIENTATION_TAG = 0x0112
+_TILE_TAGS = (322, 323)  # TileWidth, TileLength
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -121,8 +129,9 @@ class PixelSpec:
             value = getattr(self, name)
             if type(value) is not int and not (name == "short_side" and value is None):
                 raise ValueError(f"pixels.{name} is {value!r}; expected a whole number.")
-        if not (0 < self.height <= 4096 and 0 < self.width <= 4096):
-            raise ValueError(f"pixels are {self.height} x {self.width}; expected sides from 1 to 4096.")
+        for name in ("height", "width"):
+            if not 0 < getattr(self, name) <= 4096:
+                raise ValueError(f"pixels.{name} is {getattr(self, name)}; expected 1 to 4096.")
         if (self.resize == "crop") != (self.short_side is not None):
             raise ValueError(
                 f"pixels.short_side is {self.short_side}; expected a number with `crop` and none with `squash`."
@@ -131,11 +140,18 @@ class PixelSpec:
             raise ValueError(
                 f"pixels.short_side is {self.short_side}, smaller than the {self.height} x {self.width} crop."
             )
-        if len(self.background) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in self.background):
+        if not _holds(self.background, 3, int) or not all(0 <= v <= 255 for v in self.background):
             raise ValueError(f"pixels.background is {self.background}; expected three integers 0..255.")
-        numbers = (*self.value_range, *self.mean, *self.std)
-        if len(numbers) != 8 or not all(math.isfinite(v) for v in numbers) or not all(v > 0 for v in self.std):
-            raise ValueError("pixels.value_range, mean or std hold the wrong count, a value not finite, or a std <= 0.")
+        for name, count in (("value_range", 2), ("mean", 3), ("std", 3)):
+            value = getattr(self, name)
+            if not _holds(value, count, float, int):
+                raise ValueError(f"pixels.{name} is {value}; expected {count} finite numbers.")
+            # One spelling of each number, so that equal specs have equal fingerprints.
+            object.__setattr__(self, name, tuple(float(v) for v in value))
+        if not all(v > 0 for v in self.std):
+            raise ValueError(f"pixels.std is {self.std}; expected numbers above 0.")
+        if self.value_range[0] >= self.value_range[1]:
+            raise ValueError(f"pixels.value_range is {self.value_range}; expected low < high.")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -159,6 +175,13 @@ class PixelSpec:
             return cls(**values)
         except TypeError as error:
             raise ValueError(f"pixels holds a value of the wrong type: {error}.") from error
+
+
+def _holds(value: Any, count: int, *kinds: type) -> bool:
+    """Whether `value` is a tuple of `count` numbers of these types, each finite and of float's size."""
+    if not isinstance(value, tuple) or len(value) != count or not all(type(v) in kinds for v in value):
+        return False
+    return all(abs(v) <= sys.float_info.max for v in value)
 
 
 _CHOICES: dict[str, Any] = {
@@ -214,6 +237,15 @@ def _open(data: bytes, limits: PixelLimits) -> Image.Image:
     width, height = image.size
     if width * height > limits.max_pixels:
         raise _too_many_pixels(f"{width} x {height}", limits)
+    if image.format == "TIFF":
+        # A tile may be larger than the picture, and is decoded whole.
+        tile_width, tile_height = (image.tag_v2.get(tag, 0) for tag in _TILE_TAGS)  # type: ignore[attr-defined]
+        if not isinstance(tile_width, int) or not isinstance(tile_height, int):
+            raise ImageError("undecodable_image", "the TIFF's tile size is no number.")
+        if tile_width * tile_height > limits.max_pixels:
+            raise _too_many_pixels(f"tiles of {tile_width} x {tile_height}", limits)
+    if image.format in ("JPEG", "MPO") and _scans_more_than(data, MAX_JPEG_SCANS):
+        raise ImageError("undecodable_image", f"JPEG has more than {MAX_JPEG_SCANS} scans.", MAX_JPEG_SCANS)
     if max(width, height) > limits.max_side:
         message = f"image is {width} x {height} pixels; no side may be longer than {limits.max_side}."
         raise ImageError("side_too_long", message, limits.max_side)
@@ -223,8 +255,24 @@ def _open(data: bytes, limits: PixelLimits) -> Image.Image:
     return image
 
 
+def _scans_more_than(data: bytes, limit: int) -> bool:
+    """Whether a JPEG has more than `limit` scans before its end marker. Reads markers, decodes nothing."""
+    at, scans = 2, 0
+    while (marker := _JPEG_MARKER.search(data, at)) is not None:
+        kind, at = data[marker.end() - 1], marker.end()
+        if kind == 0xD9:  # end of image; thumbnails and whatever else follows is not decoded
+            break
+        if kind == 0xDA:
+            scans += 1
+            if scans > limit:
+                return True
+        if kind != 0x01:  # all but TEM carry their length, so that thumbnails inside are stepped over
+            at += int.from_bytes(data[at : at + 2], "big")
+    return False
+
+
 def _too_many_pixels(given: str, limits: PixelLimits) -> ImageError:
-    message = f"image is {given} pixels; at most {limits.max_pixels} in all."
+    message = f"image has {given} pixels; at most {limits.max_pixels} in all."
     return ImageError("too_many_pixels", message, limits.max_pixels)
 
 
@@ -241,14 +289,18 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image, spec: PixelSpec) -> Image.Image:
     """Decode the first frame, turn it, and make it RGB."""
-    if image.format == "TIFF" and spec.orientation == "ignore":
-        # Pillow itself turns TIFF while loading; there is no flag, so take the tag away first.
+    orientation = 1
+    if image.format == "TIFF":
+        # Pillow itself turns TIFF while loading, by XMP too; there is no flag, so take the tag away first.
+        orientation = image.tag_v2.pop(_ORIENTATION_TAG, 1)  # type: ignore[attr-defined]
         image.getexif().pop(_ORIENTATION_TAG, None)
-        image.tag_v2.pop(_ORIENTATION_TAG, None)  # type: ignore[attr-defined]
     image.load()
-    if spec.orientation == "exif" and image.format != "TIFF":
-        turn = _TRANSPOSE.get(_orientation(image))
-        image = image if turn is None else _keep_info(image, image.transpose(turn))
+    if image.format == "TIFF":
+        image._size = image.im.size
+    else:
+        orientation = _orientation(image)
+    if spec.orientation == "exif" and orientation in _TRANSPOSE:
+        image = image.transpose(_TRANSPOSE[orientation])
     if image.mode.startswith("I;16"):
         high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         image = Image.fromarray(high_byte)
@@ -263,11 +315,6 @@ def _to_rgb(image: Image.Image, spec: PixelSpec) -> Image.Image:
         canvas.paste(rgba, mask=rgba.getchannel("A"))
         return canvas
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _keep_info(before: Image.Image, after: Image.Image) -> Image.Image:
-    after.info = before.info  # transparency of palette and tRNS images lives there
-    return after
 
 
 def _resized(rgb: Image.Image, spec: PixelSpec) -> Image.Image:

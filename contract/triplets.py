@@ -88,6 +88,8 @@ def pair_similarities(vectors: A, kernel: Kernel = "dot") -> A:
     x: Any = vectors
     if x.ndim < 2 or x.shape[-2] != 3:
         raise ValueError(f"vectors have shape {tuple(x.shape)}; expected [..., 3, d].")
+    # One memory order, so that sums run in one order.
+    x = np.ascontiguousarray(x) if _namespace(x) is np else x.contiguous()
     x = _to_kernel(x, kernel)
     sims = [(x[..., i, :] * x[..., j, :]).sum(-1) for i, j in PAIRS]
     out: A = _namespace(x).stack(sims, -1)
@@ -173,7 +175,7 @@ def odd_one_out(similarities: A, tie_rule: TieRule = "strict") -> A:
     a, b, c = s[..., 0], s[..., 1], s[..., 2]
     largest = xp.amax(s, -1)
     if tie_rule == "strict":
-        tied = (s == largest[..., None]).sum(-1) > 1
+        tied = (s == largest[..., None]).sum(-1) != 1  # NaN equals nothing: no winner
     elif tie_rule == "argmax":
         tied = winner != winner
     elif tie_rule == "all-equal":
@@ -231,8 +233,9 @@ def accuracy(similarities: Any, odd: Any, tie_rule: TieRule = "strict") -> float
     Raises:
         ValueError: no triplets, lengths that differ, or a choice outside 0, 1, 2.
     """
-    if len(odd) == 0 or tuple(similarities.shape) != (len(odd), 3):
-        raise ValueError(f"similarities {tuple(similarities.shape)} and {len(odd)} choices; expected [n, 3] and n > 0.")
+    if len(odd) == 0 or odd.ndim != 1 or tuple(similarities.shape) != (len(odd), 3):
+        given = f"similarities {tuple(similarities.shape)} and choices {tuple(odd.shape)}"
+        raise ValueError(f"{given}; expected [n, 3] and [n], n > 0.")
     if bool(((odd < 0) | (odd > 2)).any()):
         raise ValueError("odd holds a position outside 0, 1, 2; drop or split ties of the human data first.")
     return float((odd_one_out(similarities, tie_rule) == odd).sum()) / len(odd)
@@ -242,4 +245,6 @@ def tie_rate(similarities: Any, tie_rule: TieRule = "strict") -> float:
     """Fraction of [n, 3] triplets for which the tie rule names no odd one out."""
     if len(similarities) == 0:
         raise ValueError("no triplets given; the tie rate of nothing is undefined.")
+    if similarities.ndim != 2:
+        raise ValueError(f"similarities have shape {tuple(similarities.shape)}; expected [n, 3].")
     return float((odd_one_out(similarities, tie_rule) == TIE).sum()) / len(similarities)

@@ -1,9 +1,11 @@
-"""The command line: `python -m export bundle RUN --data DIR --out DIR`."""
+"""The command line: `python -m export bundle RUN --data DIR --out DIR`, `python -m export card BUNDLE`."""
 
 import argparse
 import sys
 from pathlib import Path
 
+from contract.bundle import read_bundle
+from export.card import card
 from export.package import package
 from export.precision import PRECISIONS
 
@@ -16,17 +18,26 @@ def main() -> None:
         "bundle",
         help="a training run to a bundle",
         description="Reads the run folder RUN and photos under --data; prints the parity report of every precision "
-        "and writes the bundle --out in the smallest precision that keeps the judgments.",
+        "and writes the bundle --out in the first precision of --precision that keeps the judgments.",
     )
     command.add_argument("run", type=Path, help="a complete run folder of `python -m training run`")
     command.add_argument("--data", type=Path, required=True, help="folder the run was trained on")
     command.add_argument("--out", type=Path, required=True, help="bundle folder to make; must not exist")
     command.add_argument("--golden", type=Path, nargs="+", required=True, help="photos that become golden images")
     command.add_argument(
-        "--precision", choices=PRECISIONS, nargs="+", default=list(PRECISIONS), help="precisions the bundle may have"
+        "--precision",
+        choices=PRECISIONS,
+        nargs="+",
+        default=["int8", "fp16-weights", "fp32"],
+        help="precisions the bundle may have, the most wanted first (default: what suits a CPU)",
     )
+    described = commands.add_parser("card", help="the model card of a bundle as Markdown, on standard output")
+    described.add_argument("bundle", type=Path, help="a bundle folder")
     args = parser.parse_args()
     try:
+        if args.command == "card":
+            print(card(read_bundle(args.bundle).manifest), end="")
+            return
         bundle, report = package(
             args.run, args.data, args.out, precisions=tuple(args.precision), golden_photos=tuple(args.golden)
         )

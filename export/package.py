@@ -49,13 +49,13 @@ class ParityError(ValueError):
 def package(
     run: Path, data: Path, target: Path, *, precisions: tuple[Precision, ...], golden_photos: tuple[Path, ...]
 ) -> tuple[Bundle, str]:
-    """Export a run in the smallest of `precisions` that passes the parity gate.
+    """Export a run in the first of `precisions` that passes the parity gate.
 
     Args:
         run: a complete run folder of `python -m training run`.
         data: the folder it was trained on; its photos are the parity and calibration images.
         target: bundle folder to make.
-        precisions: candidates for the bundle; all of `PRECISIONS` are reported.
+        precisions: candidates for the bundle, the most wanted first; all of `PRECISIONS` are reported.
         golden_photos: files that become golden images.
 
     Returns:
@@ -76,13 +76,13 @@ def package(
         files = {precision: Path(scratch) / f"{precision}.onnx" for precision in PRECISIONS}
         rows = _measure(model, encoder, files, pixels, calibration, figures["temperature"]["aligned"])
         report = parity.table(rows)
-        passed = [row for row in rows if row.passed and row.precision in precisions]
-        if not passed:
+        passed = {row.precision for row in rows if row.passed}
+        chosen = next((precision for precision in precisions if precision in passed), None)
+        if chosen is None:
             raise ParityError(f"no precision of {', '.join(precisions)} passes the parity gate:\n{report}")
-        chosen = min(passed, key=lambda row: row.bytes)
-        golden = _golden(files[chosen.precision], encoder.pixels, golden_photos)
-        manifest = _manifest(identity, figures, encoder, golden, rows, chosen.precision)
-        return write_bundle(target, manifest, files[chosen.precision], golden), report
+        golden = _golden(files[chosen], encoder.pixels, golden_photos)
+        manifest = _manifest(identity, figures, encoder, golden, rows, chosen)
+        return write_bundle(target, manifest, files[chosen], golden), report
 
 
 def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:

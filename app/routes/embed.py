@@ -15,7 +15,8 @@ from app.service import Service
 router = APIRouter()
 
 _BODY = body_schema("EmbedRequest", fields_of(EmbedOptions), ["images"])
-_BODY["requestBody"]["content"]["image/*"] = {"schema": {"type": "string", "format": "binary"}}
+_BINARY = {"type": "string", "format": "binary"}
+_BODY["requestBody"]["content"]["image/*"] = {"schema": _BINARY}
 _BODY["parameters"] = [
     {"name": name, "in": "query", "required": False, "schema": schema, "description": "With a raw image body only."}
     for name, schema in fields_of(EmbedOptions).items()
@@ -25,7 +26,8 @@ _BODY["parameters"] = [
 @router.post(
     "/embed",
     response_model=EmbedReply,
-    responses=errors.responses(*errors.REQUEST_KINDS),
+    responses=errors.responses(*errors.REQUEST_KINDS)
+    | {200: {"content": {media_type: {"schema": _BINARY} for media_type in replies.BINARY}}},
     openapi_extra=_BODY,
     summary="Images to vectors",
 )
@@ -35,8 +37,8 @@ async def embed(request: Request) -> Response:
     With `Accept: application/octet-stream` the reply is bare little-endian float32 rows, with
     `Accept: application/x-npy` a numpy file; the fingerprint stands in a header of every reply.
     """
+    service, body, timings = await receive(request, raw=True)
     async with deadline(request):
-        service, body, timings = await receive(request, raw=True)
         with timings.measure("read"):
             options, images = await _parse_embed(request, body, service)
         model = service.model(options.model)

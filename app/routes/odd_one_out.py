@@ -32,8 +32,8 @@ async def odd_one_out(request: Request) -> Response:
     Probabilities are those of each image being the odd one; the temperature that turns
     similarities into them, and whether it was fitted to people, stand in the reply.
     """
+    service, body, timings = await receive(request, raw=False)
     async with deadline(request):
-        service, body, timings = await receive(request, raw=False)
         with timings.measure("read"):
             options, given = await _parse_odd_one_out(request, body, service)
         model = service.model(options.model)

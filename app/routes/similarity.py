@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from app import errors, intake, replies
@@ -26,9 +27,12 @@ _BODY = body_schema("SimilarityRequest", fields_of(SimilarityOptions), _FILES)
     summary="Similarities of all pairs, or of queries with candidates",
 )
 async def similarity(request: Request) -> Response:
-    """Compare images or vectors: all pairs of one list, or every query with every candidate."""
+    """Compare images or vectors: all pairs of one list, or every query with every candidate.
+
+    Where an error names an index, candidates count on from the queries.
+    """
+    service, body, timings = await receive(request, raw=False)
     async with deadline(request):
-        service, body, timings = await receive(request, raw=False)
         with timings.measure("read"):
             options, sides = await _parse_similarity(request, body, service)
         model = service.model(options.model)
@@ -54,6 +58,8 @@ async def similarity(request: Request) -> Response:
             matrix = similarity_matrix(queries, candidates, kernel)  # [n, m] float64
             encoded: Any = matrix
             if options.encoding == "base64":
+                if np.abs(matrix).max() > np.finfo(np.float32).max:
+                    raise ServiceError("invalid_request", "a similarity is too large for float32; ask for `float`.")
                 encoded = replies.float32_base64(matrix)
             answer = {"kernel": kernel, "shape": matrix.shape, "encoding": options.encoding, "similarities": encoded}
             return head(model, options, fingerprint, used) | answer
@@ -82,9 +88,9 @@ async def _parse_similarity(request: Request, body: Body, service: Service) -> t
         parsed = intake.parse_json(body, SimilarityRequest)
         size = vector_size(service, parsed)
         if parsed.queries is not None and parsed.candidates is not None:
-            collections = [parsed.queries, parsed.candidates]
-        else:
-            collections = [Collection.model_construct(images=parsed.images, vectors=parsed.vectors)]
-        return parsed, [intake.given(collection, size, settings) for collection in collections]
+            queries = intake.given(parsed.queries, size, settings)
+            return parsed, [queries, intake.given(parsed.candidates, size, settings, after=queries)]
+        every = Collection.model_construct(images=parsed.images, vectors=parsed.vectors)
+        return parsed, [intake.given(every, size, settings)]
 
     return cast(tuple[SimilarityOptions, list[Given]], await intake.in_thread_if_large(len(body.content), parse))

@@ -1,0 +1,56 @@
+# Everything starts here; CI calls the same targets. Needs Python 3.11 or newer and a package registry.
+#
+#   make serve     install the service (no torch) and run it with the starter bundle
+#   make test      install and run every test: serving without torch, then training and export with it
+#   make check     lint, format, strict types, import rules
+#   make starter   rebuild the starter bundle from scratch (needs DATA, about ten minutes on two cores)
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+DATA ?= ../shared/data
+PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: serve test test-serving test-training check starter clean
+
+serve: .venv/.serve
+	.venv/bin/python -m app
+
+test: test-serving test-training
+
+# No torch in this environment: one of the three locks on the import rules.
+test-serving: .venv/.dev
+	.venv/bin/python -m pytest tests/contract tests/app tests/architecture
+
+test-training: .venv-train/.train
+	.venv-train/bin/python -m pytest tests/training tests/export
+
+check: .venv/.dev .venv-train/.train
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv-train/bin/mypy --package training --package export
+	.venv/bin/lint-imports
+
+starter: .venv-train/.train
+	.venv-train/bin/python -m training run starter --data $(DATA) --out runs/starter
+	rm -rf build/starter
+	.venv-train/bin/python -m export bundle runs/starter --data $(DATA) --out build/starter \
+		--golden docs/photos/cat.jpg docs/photos/raccoon.jpg docs/photos/rocket.jpg docs/photos/coffee.jpg
+	rm -rf app/starter && mv build/starter app/starter
+	.venv-train/bin/python -m export card app/starter > docs/starter.md
+
+.venv/.serve: pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP) --editable '.[cpu]'
+	touch $@
+
+.venv/.dev: .venv/.serve
+	.venv/bin/python $(PIP) --editable '.[cpu,dev]'
+	touch $@
+
+.venv-train/.train: pyproject.toml constraints.txt
+	test -x .venv-train/bin/python || $(PYTHON) -m venv .venv-train
+	.venv-train/bin/python $(PIP) --editable '.[cpu,dev,train]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-train build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,59 @@
+"""The model card of a bundle as Markdown, every number from its manifest."""
+
+from contract.bundle import Figure, Manifest
+
+
+def card(manifest: Manifest) -> str:
+    """Render the card. Figures that exist before and after alignment share a row."""
+    m = manifest
+    lines = [
+        f"# Model card: {m.name}",
+        "",
+        f"{m.description} Made by `make starter`; this page by `python -m export card`, from the manifest.",
+        "",
+        f"- Base model: {m.base_model.name} ({m.base_model.source}; {m.base_model.license})",
+        f"- Alignment: {m.alignment}",
+        f"- Precision: {m.precision}; tie rule: {m.tie_rule}; pixels: {m.pixels.width} x {m.pixels.height}, "
+        f"{m.pixels.resize}, {m.pixels.resample}",
+    ]
+    for name, space in m.spaces.items():
+        calibrated = f"fitted on {space.calibrated_on}" if space.calibrated else "not fitted"
+        lines.append(
+            f"- Space `{name}`: {space.size} values, {space.similarity} similarity, "
+            f"temperature {space.temperature:.4g} ({calibrated}); fingerprint `{space.fingerprint}`"
+        )
+    lines += ["- Data: " + "; ".join(f"{d['name']} ({d['source']}; {d['license']})" for d in m.training["data"])]
+    lines += ["", "## Figures", "", f"Command: `{m.figures[0].command}`.", ""]
+    lines += ["| figure | before (base) | after (aligned) | n |", "|---|---|---|---|"]
+    lines += _figure_rows(m.figures)
+    notes = dict.fromkeys(f"{f.name}: {f.note}." for f in m.figures if f.space == "aligned")
+    lines += ["", *(f"- {note}" for note in notes)]
+    lines += ["", "## Parity", "", f"Command: `{m.parity['command']}`; {m.parity['photos']} photos, "]
+    lines[-1] += f"{m.parity['triplets']} triplets, against {m.parity['reference']}; times on the exporting machine."
+    lines += ["", "| precision | max 1 - cosine | flips | max entropy change | top-10 kept | batch difference |"]
+    lines[-1] += " ms alone | ms in batch of 8 | MB | passes |"
+    lines += ["|---|---|---|---|---|---|---|---|---|---|"]
+    for row in m.parity["rows"]:
+        lines.append(
+            f"| {row['precision']} | {row['one_minus_cosine']:.1e} | {row['flips']:.2%} | {row['entropy_change']:.1e} "
+            f"| {row['neighbours']:.3f} | {row['batch_difference']:.1e} | {row['milliseconds_alone']:.1f} "
+            f"| {row['milliseconds_in_batch']:.1f} | {row['bytes'] / 1e6:.1f} | {'yes' if row['passed'] else 'no'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _figure_rows(figures: list[Figure]) -> list[str]:
+    by_name: dict[str, dict[str, Figure]] = {}
+    for figure in figures:
+        by_name.setdefault(figure.name, {})[figure.space] = figure
+    return [
+        f"| {name} ({pair['aligned'].unit}) | {_value(pair.get('base'))} | {_value(pair['aligned'])} "
+        f"| {pair['aligned'].n} |"
+        for name, pair in by_name.items()
+    ]
+
+
+def _value(figure: Figure | None) -> str:
+    if figure is None or figure.value is None:
+        return "none"
+    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"

@@ -1,0 +1,155 @@
+"""`python -m app`: what it prints, what it exits with, how it stops."""
+
+import asyncio
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import uvicorn
+from PIL import Image
+
+from app.__main__ import _serve
+from app.service import VERSION, Service
+from app.settings import Settings
+from tests.toy import encoded, photo
+
+ROOT = Path(__file__).parents[2]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def run(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "app", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def start(toy_bundle: Path) -> Iterator[Start]:
+    """`start(*arguments)`: a process that serves the toy, killed at the end if it still runs."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start_one(*arguments: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-u", "-m", "app", "--bundle", str(toy_bundle), "--port", "0", *arguments]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        running.append(subprocess.Popen(command, cwd=ROOT, **pipes))
+        return running[-1]
+
+    yield start_one
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def address(process: "subprocess.Popen[str]") -> str:
+    """The address that a starting process prints once it is ready."""
+    alarm = threading.Timer(60, process.kill)
+    alarm.start()
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := re.search(r"is ready at (http://\S+:\d+)", line):
+            alarm.cancel()
+            return found[1]
+    raise AssertionError("it ended before it was ready")
+
+
+def asked(url: str, image: bytes) -> int:
+    request = urllib.request.Request(url + "/embed", data=image, headers={"Content-Type": "image/png"})
+    with urllib.request.urlopen(request, timeout=30) as reply:
+        return int(reply.status)
+
+
+def test_version_is_the_packages() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"alignet-serve {VERSION}\n")
+
+
+def test_help_names_every_setting() -> None:
+    done = run("--help", COLUMNS="200")
+    assert done.returncode == 0
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in done.stdout
+        assert (field.description or "?") in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--max-images", "0"], ["--max-images", "many"], ["--no-such-setting", "1"]])
+def test_a_wrong_setting_exits_2_and_says_which(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert re.search(arguments[0].strip("-").replace("-", "[-_]"), done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_variable_exits_2_without_showing_its_value() -> None:
+    done = run(ALIGNET_MAX_BATCH="k-3f81c2a9")
+    assert done.returncode == 2
+    assert "max_batch" in done.stderr
+    assert "k-3f81c2a9" not in done.stderr + done.stdout
+
+
+def test_help_does_not_show_the_keys_of_the_environment() -> None:
+    done = run("--help", ALIGNET_API_KEYS="k-3f81c2a9")
+    assert "k-3f81c2a9" not in done.stdout + done.stderr
+
+
+def test_a_bundle_that_cannot_be_served_exits_1_and_says_why(tmp_path: Path) -> None:
+    done = run("--bundle", str(tmp_path), "--port", "0")
+    assert done.returncode == 1
+    assert f"NotABundle: {tmp_path}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "is ready at" not in done.stdout
+
+
+def test_sigterm_while_idle_exits_0(start: Start) -> None:
+    process = start()
+    url = address(process)
+    assert asked(url, encoded(photo(0))) == 200
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert "Traceback" not in output
+    assert process.returncode == 0
+
+
+def test_ctrl_c_ends_without_a_traceback(start: Start) -> None:
+    process = start()
+    address(process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert "Traceback" not in output
+    assert process.returncode in (0, 130)
+
+
+def test_at_the_debug_level_nothing_inside_a_photo_reaches_the_log(start: Start) -> None:
+    described = io.BytesIO()
+    photo(0).save(described, "TIFF", description="taken at 52.5200 N 13.4050 E")
+    assert Image.open(described).tag_v2[270]
+    process = start("--log-level", "debug")
+    assert asked(address(process), described.getvalue()) == 200
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert "52.5200" not in output
+
+
+def test_the_ready_line_names_the_port_however_soon_the_bundle_is_open(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def load(self: Service, path: Path) -> Any:
+        return SimpleNamespace(name="toy")
+
+    async def a_moment(self: uvicorn.Server) -> None:
+        await asyncio.sleep(0.2)
+
+    monkeypatch.setattr(Service, "load", load)
+    monkeypatch.setattr(uvicorn.Server, "main_loop", a_moment)
+    assert _serve(Settings(port=0)) == 0
+    port = re.search(r"is ready at http://localhost:(\d+)", capsys.readouterr().out)
+    assert port is not None
+    assert int(port[1]) > 0

@@ -1,0 +1,207 @@
+"""The engine is the one asked for, runs the graph the manifest states, or does not run at all."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from fastapi.testclient import TestClient
+from onnx import TensorProto, helper, numpy_helper
+
+from app import engine
+from app.engine import EngineUnavailable, check_graph, open_engine, require_one_runtime, require_provider
+from app.main import create_app
+from app.settings import Settings
+from contract.bundle import Bundle, BundleError, GoldenMismatch, GraphMismatch, read_bundle, write_bundle
+from tests.toy import SIDE, SIZE
+
+Serve = Callable[..., TestClient]
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+RIGHT: dict[str, Any] = {
+    "inputs": [("pixels", TensorProto.UINT8, ["n", 3, SIDE, SIDE])],
+    "outputs": [("aligned", TensorProto.FLOAT, ["n", SIZE]), ("base", TensorProto.FLOAT, ["n", SIZE])],
+}
+
+
+def graph_of(inputs: list[Any], outputs: list[Any]) -> bytes:
+    """A graph of these inputs and outputs; each output is the flattened first input times a matrix."""
+    flat = [
+        helper.make_node("Cast", [inputs[0][0]], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["x"], ["f"]),
+    ]
+    weights, nodes = [], []
+    for name, dtype, shape in outputs:
+        weights.append(numpy_helper.from_array(np.ones((3 * SIDE * SIDE, shape[-1]), np.float32), f"w_{name}"))
+        nodes.append(helper.make_node("MatMul", ["f", f"w_{name}"], [f"m_{name}"]))
+        nodes.append(helper.make_node("Cast", [f"m_{name}"], [name], to=dtype))
+    ends = [[helper.make_tensor_value_info(*end) for end in side] for side in (inputs, outputs)]
+    model = helper.make_model(
+        helper.make_graph(flat + nodes, "g", *ends, weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=9
+    )
+    return bytes(model.SerializeToString())
+
+
+def checked(bundle: Bundle, graph: bytes) -> None:
+    session = ort.InferenceSession(graph, providers=[CPU])
+    check_graph(bundle, session.get_inputs(), session.get_outputs())
+
+
+def opened(bundle: Bundle, **options: Any) -> engine.OnnxEngine:
+    return open_engine(bundle, **{"device": "cpu", "threads": 1, "max_batch": 4, "allow_cpu_fallback": False} | options)
+
+
+def with_golden_scaled(toy_bundle: Path, target: Path, factor: float) -> Path:
+    whole = read_bundle(toy_bundle)
+    vectors = {name: rows * np.float32(factor) for name, rows in whole.golden.vectors.items()}
+    return write_bundle(target, whole.manifest, whole.model_path, replace(whole.golden, vectors=vectors)).path
+
+
+@pytest.mark.parametrize("installed", [[], ["onnxruntime", "onnxruntime-gpu"], ["a", "b", "c"]])
+def test_none_or_two_runtimes_are_refused_with_what_to_do(installed: list[str]) -> None:
+    with pytest.raises(EngineUnavailable, match="install"):
+        require_one_runtime(installed)
+
+
+def test_one_runtime_is_installed_here() -> None:
+    assert len(engine.installed_runtimes()) == 1
+    require_one_runtime(engine.installed_runtimes())
+
+
+@pytest.mark.parametrize("got", [[], [CPU], [CPU, CUDA]])
+def test_a_silent_fallback_to_the_cpu_is_refused(got: list[str]) -> None:
+    with pytest.raises(EngineUnavailable, match="cuda"):
+        require_provider("cuda", got, allow_cpu_fallback=False)
+
+
+def test_an_allowed_fallback_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        require_provider("tensorrt", [CPU], allow_cpu_fallback=True)
+    assert "tensorrt" in caplog.text
+
+
+def test_an_allowed_fallback_still_needs_a_cpu() -> None:
+    with pytest.raises(EngineUnavailable):
+        require_provider("cuda", [], allow_cpu_fallback=True)
+
+
+@pytest.mark.parametrize(("asked", "got"), [("cpu", [CPU]), ("cuda", [CUDA, CPU])])
+def test_the_provider_asked_for_passes(asked: str, got: list[str]) -> None:
+    require_provider(asked, got, allow_cpu_fallback=False)
+
+
+@pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="CUDA is to be had here")
+def test_cuda_on_a_machine_without_it_opens_only_where_the_fallback_is_allowed(serve: Serve, toy_bundle: Path) -> None:
+    with pytest.raises(EngineUnavailable, match="cuda"):
+        opened(read_bundle(toy_bundle), device="cuda")
+    card = serve(device="cuda", allow_cpu_fallback=True).get("/models/toy").json()
+    assert card["providers"] == [CPU]
+
+
+def test_the_right_graph_passes(toy_bundle: Path) -> None:
+    checked(read_bundle(toy_bundle), graph_of(**RIGHT))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"inputs": [*RIGHT["inputs"], ("extra", TensorProto.FLOAT, ["n"])]},
+        {"inputs": [("image", TensorProto.UINT8, ["n", 3, SIDE, SIDE])]},
+        {"inputs": [("pixels", TensorProto.UINT8, [1, 3, SIDE, SIDE])]},
+        {"inputs": [("pixels", TensorProto.FLOAT, ["n", 3, SIDE, SIDE])]},
+        {"inputs": [("pixels", TensorProto.UINT8, ["n", 3, SIDE * SIDE, 1])]},
+        {"inputs": [("pixels", TensorProto.UINT8, ["n", 3, "h", "w"])]},
+        {"outputs": RIGHT["outputs"][:1]},
+        {"outputs": [*RIGHT["outputs"], ("other", TensorProto.FLOAT, ["n", SIZE])]},
+        {"outputs": [("ALIGNED", TensorProto.FLOAT, ["n", SIZE]), RIGHT["outputs"][1]]},
+        {"outputs": [("aligned", TensorProto.FLOAT, ["n", SIZE + 1]), RIGHT["outputs"][1]]},
+        {"outputs": [("aligned", TensorProto.DOUBLE, ["n", SIZE]), RIGHT["outputs"][1]]},
+        {"outputs": [("aligned", TensorProto.FLOAT16, ["n", SIZE]), RIGHT["outputs"][1]]},
+    ],
+)
+def test_another_graph_than_the_manifest_states_is_refused(toy_bundle: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(GraphMismatch, match=r"expected|states"):
+        checked(read_bundle(toy_bundle), graph_of(**RIGHT | wrong))
+
+
+def test_a_bundle_of_another_graph_does_not_open(toy_bundle: Path, tmp_path: Path) -> None:
+    whole = read_bundle(toy_bundle)
+    (tmp_path / "graph.onnx").write_bytes(graph_of(**RIGHT | {"outputs": RIGHT["outputs"][:1]}))
+    bundle = write_bundle(tmp_path / "bundle", whole.manifest, tmp_path / "graph.onnx", whole.golden)
+    with pytest.raises(GraphMismatch):
+        opened(bundle)
+
+
+def test_a_file_that_is_no_graph_does_not_open(toy_bundle: Path, tmp_path: Path) -> None:
+    whole = read_bundle(toy_bundle)
+    (tmp_path / "graph.onnx").write_bytes(b"no graph")
+    bundle = write_bundle(tmp_path / "bundle", whole.manifest, tmp_path / "graph.onnx", whole.golden)
+    with pytest.raises(Exception, match=r"(?i)protobuf|load|parse"):
+        opened(bundle)
+
+
+@pytest.mark.parametrize("factor", [-1.0, 1.01, 0.0])
+def test_other_vectors_than_golden_do_not_open(toy_bundle: Path, tmp_path: Path, factor: float) -> None:
+    bundle = read_bundle(with_golden_scaled(toy_bundle, tmp_path / "bundle", factor))
+    with pytest.raises(GoldenMismatch):
+        opened(bundle)
+
+
+def test_other_pixels_than_golden_do_not_open(toy_bundle: Path, tmp_path: Path) -> None:
+    whole = read_bundle(toy_bundle)
+    pixels = whole.golden.pixels.copy()
+    pixels[1, 0, 0, 0] ^= 1
+    golden = replace(whole.golden, pixels=pixels)
+    with pytest.raises(GoldenMismatch, match="Pillow"):
+        opened(write_bundle(tmp_path / "bundle", whole.manifest, whole.model_path, golden))
+
+
+def test_a_space_that_is_not_finite_does_not_open(toy_bundle: Path, tmp_path: Path) -> None:
+    whole = read_bundle(toy_bundle)
+    model = onnx.load(str(whole.model_path))
+    bias = next(weight for weight in model.graph.initializer if weight.name == "b")
+    bias.CopyFrom(numpy_helper.from_array(np.full(SIZE, np.nan, np.float32), "b"))
+    onnx.save(model, str(tmp_path / "graph.onnx"))
+    with pytest.raises(GoldenMismatch, match="finite"):
+        opened(write_bundle(tmp_path / "bundle", whole.manifest, tmp_path / "graph.onnx", whole.golden))
+
+
+def test_an_open_engine_has_run_its_largest_batch(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, real = [], engine.OnnxEngine.embed
+
+    def watched(self: Any, pixels: Any) -> Any:
+        sizes.append(len(pixels))
+        return real(self, pixels)
+
+    monkeypatch.setattr(engine.OnnxEngine, "embed", watched)
+    opened(read_bundle(toy_bundle), max_batch=9)
+    assert max(sizes) == 9
+
+
+def test_a_bundle_that_gives_other_vectors_never_becomes_ready(toy_bundle: Path, tmp_path: Path) -> None:
+    failures: list[Exception] = []
+    bundle = with_golden_scaled(toy_bundle, tmp_path / "bundle", 2.0)
+    app = create_app(
+        Settings(bundle=bundle), on_failure=failures.append, on_ready=lambda _: failures.append(AssertionError())
+    )
+    with TestClient(app) as client:
+        until = time.monotonic() + 30
+        while not failures and time.monotonic() < until:
+            assert client.get("/health/ready").status_code == 503
+        assert client.get("/health/ready").status_code == 503
+        assert client.get("/models").status_code == 503
+    assert [type(error) for error in failures] == [GoldenMismatch]
+
+
+def test_without_on_failure_a_bad_bundle_ends_the_lifespan_with_its_error(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle"), TestClient(create_app(Settings(bundle=tmp_path))):
+        pass
+
+
+def test_cpu_quota_is_at_least_one() -> None:
+    assert engine.cpu_quota() >= 1

@@ -1,0 +1,236 @@
+"""Every limit refuses with its own code and status, names itself, and lets the next request through."""
+
+import asyncio
+import base64
+import gzip
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.toy import SIZE, encoded, photo
+
+Serve = Callable[..., TestClient]
+PNG = {"Content-Type": "image/png"}
+
+
+def as_json(*images: bytes, **options: Any) -> dict[str, Any]:
+    return {"images": [{"image": base64.b64encode(image).decode()} for image in images], **options}
+
+
+def summary(reply: Any) -> tuple[int, str, float | None]:
+    return reply.status_code, reply.json()["code"], reply.json().get("limit")
+
+
+@pytest.mark.parametrize("path", ["/embed", "/odd-one-out", "/similarity"])
+def test_a_body_over_the_limit_is_refused_with_and_without_a_stated_length(serve: Serve, path: str) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b" " * 2049
+
+    client = serve(max_body_bytes=2048)
+    stated = client.post(path, content=b" " * 2049, headers={"Content-Type": "application/json"})
+    chunked = client.post(path, content=chunks(), headers={"Content-Type": "application/json"})
+    assert "content-length" not in chunked.request.headers
+    assert summary(stated) == summary(chunked) == (413, "body_too_large", 2048)
+
+
+def test_an_endless_body_is_refused_as_soon_as_it_passes_the_limit(serve: Serve) -> None:
+    client, sent, taken = serve(max_body_bytes=2048), [], []
+
+    async def receive() -> dict[str, Any]:
+        taken.append(1)
+        return {"type": "http.request", "body": b" " * 1000, "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/embed",
+        "query_string": b"",
+        "headers": [],
+        "http_version": "1.1",
+    }
+    client.portal.call(client.app, scope, receive, send)
+    assert sent[0]["status"] == 413
+    assert len(taken) == 3
+
+
+def test_a_stated_length_over_the_limit_is_refused_before_a_byte_is_read(serve: Serve) -> None:
+    client, sent = serve(max_body_bytes=2048), []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-length", b"2049")]
+    scope = {"type": "http", "method": "POST", "path": "/embed", "query_string": b"", "headers": headers}
+    client.portal.call(client.app, scope | {"http_version": "1.1"}, asyncio.Event().wait, send)
+    assert sent[0]["status"] == 413
+
+
+@pytest.mark.parametrize("way", ["raw", "json", "multipart"])
+@pytest.mark.parametrize(
+    ("setting", "size", "status", "code"),
+    [
+        ({"max_image_bytes": 500}, (40, 30), 413, "image_too_large"),
+        ({"max_image_pixels": 1199}, (40, 30), 413, "too_many_pixels"),
+        ({"max_image_side": 39}, (40, 30), 413, "side_too_long"),
+        ({"min_image_side": 31}, (40, 30), 422, "side_too_short"),
+    ],
+)
+def test_each_limit_of_an_image_has_its_own_code_whichever_way_it_came(
+    serve: Serve, way: str, setting: dict[str, int], size: tuple[int, int], status: int, code: str
+) -> None:
+    client, image = serve(**setting), encoded(photo(0, size))
+    if way == "raw":
+        reply = client.post("/embed", content=image, headers=PNG)
+    elif way == "json":
+        reply = client.post("/embed", json=as_json(image))
+    else:
+        reply = client.post("/embed", files=[("images", ("a", image, "image/png"))])
+    ((name, limit),) = setting.items()
+    assert summary(reply) == (status, code, limit)
+    assert reply.json()["index"] == 0
+    assert client.get("/models/toy").json()["limits"][name] == limit
+
+
+@pytest.mark.parametrize("setting", [{"max_image_pixels": 1200}, {"max_image_side": 40}, {"min_image_side": 30}])
+def test_an_image_exactly_at_a_limit_passes(serve: Serve, setting: dict[str, int]) -> None:
+    reply = serve(**setting).post("/embed", content=encoded(photo(0, (40, 30))), headers=PNG)
+    assert reply.status_code == 200
+
+
+def test_an_image_of_exactly_the_largest_size_in_bytes_passes(serve: Serve) -> None:
+    image = encoded(photo(0))
+    client = serve(max_image_bytes=len(image))
+    assert client.post("/embed", content=image, headers=PNG).status_code == 200
+    assert client.post("/embed", json=as_json(image)).status_code == 200
+    assert client.post("/embed", json=as_json(image + b"\0")).json()["code"] == "image_too_large"
+
+
+def test_base64_far_over_the_limit_is_refused_before_it_is_decoded(serve: Serve) -> None:
+    reply = serve(max_image_bytes=100).post("/embed", json=as_json(encoded(photo(0)), b"x" * 9000))
+    assert summary(reply) == (413, "image_too_large", 100)
+
+
+@pytest.mark.parametrize("path", ["/embed", "/odd-one-out", "/similarity"])
+@pytest.mark.parametrize("extra", [1, 2, 5])
+def test_too_many_images_are_refused_as_json_and_as_files(serve: Serve, path: str, extra: int) -> None:
+    client, images = serve(max_images=3), [encoded(photo(seed)) for seed in range(3)]
+    assert client.post(path, json=as_json(*images)).status_code == 200
+    images += images[:1] * extra
+    files = [("images", ("a", image, "image/png")) for image in images]
+    json, form = client.post(path, json=as_json(*images)), client.post(path, files=files)
+    assert summary(json) == summary(form) == (413, "too_many_images", 3)
+
+
+def test_queries_and_candidates_count_together_as_images(serve: Serve) -> None:
+    client, two = serve(max_images=3), as_json(encoded(photo(0)), encoded(photo(1)))
+    reply = client.post("/similarity", json={"queries": two, "candidates": two})
+    assert summary(reply) == (413, "too_many_images", 3)
+
+
+@pytest.mark.parametrize("path", ["/odd-one-out", "/similarity"])
+def test_too_many_vectors_are_refused(serve: Serve, path: str) -> None:
+    client, vectors = serve(max_vectors=3), [[float(i), 1, 2, 3, 4] for i in range(4)]
+    assert client.post(path, json={"vectors": vectors[:3]}).status_code == 200
+    assert summary(client.post(path, json={"vectors": vectors})) == (413, "too_many_vectors", 3)
+
+
+def test_queries_and_candidates_count_together_as_vectors(serve: Serve) -> None:
+    client, two = serve(max_vectors=3), {"vectors": [[1.0] * SIZE] * 2}
+    reply = client.post("/similarity", json={"queries": two, "candidates": two})
+    assert summary(reply) == (413, "too_many_vectors", 3)
+
+
+def test_too_many_triplets_are_refused_as_json_and_as_a_form(serve: Serve) -> None:
+    client = serve(max_triplets=2)
+    images = [encoded(photo(seed)) for seed in range(3)]
+    files = [("images", ("a", image, "image/png")) for image in images]
+    two, three = [[0, 1, 2]] * 2, [[0, 1, 2]] * 3
+    assert client.post("/odd-one-out", json=as_json(*images, triplets=two)).status_code == 200
+    json = client.post("/odd-one-out", json=as_json(*images, triplets=three))
+    form = client.post("/odd-one-out", files=files, data={"triplets": str(three)})
+    assert summary(json) == summary(form) == (413, "too_many_triplets", 2)
+
+
+@pytest.mark.parametrize("path", ["/embed", "/odd-one-out", "/similarity"])
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "gzip, identity", "x"])
+def test_a_compressed_body_is_415(client: TestClient, path: str, encoding: str) -> None:
+    headers = {"Content-Encoding": encoding, "Content-Type": "application/json"}
+    reply = client.post(path, content=gzip.compress(b"{}"), headers=headers)
+    assert summary(reply) == (415, "unsupported_media_type", None)
+
+
+@pytest.mark.parametrize("path", ["/embed", "/odd-one-out", "/similarity"])
+@pytest.mark.parametrize("type_", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/mixed", "json"])
+def test_another_content_type_is_415(client: TestClient, path: str, type_: str) -> None:
+    reply = client.post(path, content=b"{}", headers={"Content-Type": type_})
+    assert summary(reply) == (415, "unsupported_media_type", None)
+
+
+@pytest.mark.parametrize("path", ["/odd-one-out", "/similarity"])
+def test_a_raw_image_is_read_by_embed_alone(client: TestClient, path: str) -> None:
+    reply = client.post(path, content=encoded(photo(0)), headers=PNG)
+    assert summary(reply) == (415, "unsupported_media_type", None)
+
+
+@pytest.mark.parametrize("type_", ["application/json; charset=utf-8", "Application/JSON", "application/vnd.x+json"])
+def test_json_goes_by_any_of_its_names(client: TestClient, type_: str) -> None:
+    reply = client.post("/similarity", content=b'{"vectors": [[1,2,3,4,5]]}', headers={"Content-Type": type_})
+    assert reply.status_code == 200
+
+
+@pytest.mark.parametrize("asked", ["", "0", "-5", "1.5", "1e3", "30001", "٣", "five", " ", "0x10", "1" * 20])
+def test_a_deadline_out_of_range_is_refused(client: TestClient, asked: str) -> None:
+    headers = {b"X-Request-Timeout-Ms": asked.encode()}
+    reply = client.post("/similarity", json={"vectors": [[1, 2, 3, 4, 5]]}, headers=headers)
+    assert summary(reply)[:2] == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("tail", ["9" * 9, "9" * 400, "9" * 5000])
+def test_a_deadline_out_of_range_is_refused_however_many_zeros_lead_it(serve: Serve, tail: str) -> None:
+    client = serve(raise_bugs=False)
+    headers = {"X-Request-Timeout-Ms": "000000000001" + tail}
+    reply = client.post("/similarity", json={"vectors": [[1, 2, 3, 4, 5]]}, headers=headers)
+    assert reply.status_code == 400
+
+
+@pytest.mark.parametrize("asked", ["1000", "30000", "007000"])
+def test_a_deadline_within_range_is_granted(client: TestClient, asked: str) -> None:
+    headers = {"X-Request-Timeout-Ms": asked}
+    assert client.post("/similarity", json={"vectors": [[1, 2, 3, 4, 5]]}, headers=headers).status_code == 200
+
+
+def test_a_tiff_whose_tile_is_larger_than_its_picture_is_refused_before_the_tile_is_decoded(serve: Serve) -> None:
+    # 64 x 64 pixels to all appearances; one compressed tile of a million. With 30,000 x 30,000, 875 kB become 900 MB.
+    tile = zlib.compress(bytes(1000 * 1000), 9)
+    tags = {
+        256: 64,
+        257: 64,
+        258: 8,
+        259: 8,
+        262: 1,
+        277: 1,
+        322: 1000,
+        323: 1000,
+        324: 8 + 2 + 120 + 4,
+        325: len(tile),
+    }
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in tags)
+    tiff = b"II*\0" + struct.pack("<I", 8) + directory + bytes(4) + tile
+    reply = serve(max_image_pixels=10_000).post("/embed", content=tiff, headers=PNG)
+    assert summary(reply) == (413, "too_many_pixels", 10_000)
+
+
+def test_a_jpeg_of_a_thousand_scans_is_refused_before_they_are_decoded(client: TestClient) -> None:
+    # At 5000 x 5000 pixels each further scan of 42 bytes costs 10 ms: 10 MB take 40 minutes of a decoding thread.
+    jpeg = encoded(photo(0), "JPEG", progressive=True)
+    scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    assert client.post("/embed", content=jpeg, headers=PNG).status_code == 200
+    reply = client.post("/embed", content=jpeg[:-2] + scan * 1000 + jpeg[-2:], headers=PNG)
+    assert (reply.status_code, reply.json()["code"]) == (422, "undecodable_image")
