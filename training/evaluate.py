@@ -199,6 +199,19 @@ def proportion(successes: float, n: int) -> Estimate:
     return Estimate(p, max(0.0, p - half), min(1.0, p + half), n)
 
 
+def mean(values: Matrix) -> Estimate:
+    """The mean of [n] values with its normal 95 % interval."""
+    half = 1.96 * float(values.std() / np.sqrt(len(values)))
+    centre = float(values.mean())
+    return Estimate(centre, centre - half, centre + half, len(values))
+
+
+def average(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean over splits, with the mean interval of one split: splits share photos, so no narrower one is honest."""
+    value, low, high, n = (float(np.mean([getattr(e, k) for e in estimates])) for k in ("value", "low", "high", "n"))
+    return Estimate(value, low, high, round(n))
+
+
 def nearest_neighbour(vectors: NDArray[np.float32], label: Sequence[str], query: NDArray[np.bool_]) -> Estimate:
     """Leave-one-out accuracy of the nearest neighbour by cosine.
 

@@ -157,7 +157,7 @@ def _figures(
         temperature = evaluate.fit_temperature(*evaluate.pooled(judged, per_split=20_000, seed=recipe.seed))
         out["temperature"][space] = temperature
         out["figures"] += _judged_figures(recipe, space, judged, temperature)
-        out["figures"] += _split_figures(data, space, features, splits, vectors)
+        out["figures"] += _split_figures(data, space, features, splits, vectors, temperature)
     return out
 
 
@@ -187,41 +187,45 @@ def _split_figures(
     features: NDArray[np.float32],
     splits: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]],
     vectors: dict[int, NDArray[np.float32]],
+    temperature: float,
 ) -> list[dict[str, Any]]:
     """Nearest neighbours and animal/vehicle triplets, mean over the splits."""
     caltech = np.array([name == "caltech101" for name in data.photos.dataset])
     label = [name for name, inside in zip(data.photos.label, caltech, strict=True) if inside]
-    neighbours, hits = [], []
+    neighbours, probabilities, hits = [], [], []
     for seed, (train, held_out) in splits.items():
         x = features if space == "base" else vectors[seed]
         unseen = ~np.isin(data.photos.concept[caltech], train)
         neighbours.append(evaluate.nearest_neighbour(x[caltech], label, unseen))
-        hits.append(two_animals_and_a_vehicle(data, x, held_out, KERNEL[space], seed))
-    n = round(np.mean([e.n for e in neighbours]))
-    nearest = evaluate.proportion(float(np.mean([e.value for e in neighbours])) * n, n)
-    hit = evaluate.proportion(float(np.mean([e.value for e in hits])) * hits[0].n, hits[0].n)
+        sims = two_animals_and_a_vehicle(data, x, held_out, KERNEL[space], seed)
+        hits.append(evaluate.proportion(float((triplets.odd_one_out(sims) == 2).sum()), len(sims)))
+        given = triplets.odd_probabilities(sims, temperature)[:, 2]
+        probabilities.append(evaluate.mean(given))
+    where = f"mean of {len(splits)} splits, 95 % normal interval of one split"
+    vehicle = f"held-out concepts by THINGS category; {where}"
     return [
         _figure(
             "Caltech-101 1-NN, classes not trained on",
             space,
-            nearest,
+            evaluate.average(neighbours),
             "fraction",
-            f"leave-one-out, cosine; mean of {len(splits)} splits, 95 % Wald of one split",
+            f"leave-one-out, cosine; {where}",
         ),
+        _figure("two animals and a vehicle: the vehicle is odd", space, evaluate.average(hits), "fraction", vehicle),
         _figure(
-            "two animals and a vehicle: the vehicle is odd",
+            "two animals and a vehicle: probability of the vehicle",
             space,
-            hit,
-            "fraction",
-            f"held-out concepts by THINGS category; mean of {len(splits)} splits, 95 % Wald of one split",
+            evaluate.average(probabilities),
+            "probability",
+            vehicle,
         ),
     ]
 
 
 def two_animals_and_a_vehicle(
     data: Data, vectors: NDArray[np.float32], concepts: Sequence[int] | NDArray[np.int64], kernel: Kernel, seed: int
-) -> Estimate:
-    """How often the vehicle is the odd one among photos of two different animals and a vehicle, 2,000 draws.
+) -> NDArray[np.float64]:
+    """Similarities [2000, 3] of photos of two different animals (images 0 and 1) and a vehicle (image 2).
 
     Raises:
         ValueError: the concepts hold fewer than two animals or no vehicle.
@@ -235,8 +239,7 @@ def two_animals_and_a_vehicle(
     for _ in range(2_000):
         chosen = (*rng.choice(animals, 2, replace=False), rng.choice(vehicles))
         rows.append([rng.choice(data.photos.of_concept(c)) for c in chosen])
-    sims = triplets.pair_similarities(vectors[np.array(rows)].astype(np.float64), kernel)
-    return evaluate.proportion(float((triplets.odd_one_out(sims) == 2).sum()), len(rows))
+    return triplets.pair_similarities(vectors[np.array(rows)].astype(np.float64), kernel)
 
 
 def _human(recipe: Recipe, data: Data, features: NDArray[np.float32], out: Path) -> list[dict[str, Any]]:

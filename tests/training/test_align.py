@@ -166,7 +166,7 @@ def test_the_gradient_of_the_loss_equals_finite_differences() -> None:
 
 
 def test_fewer_than_three_training_concepts_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 training concepts.*expected 3 or more"):
+    with pytest.raises(ValueError, match=r"2 training concepts.*expected 3 or more"):
         World().learn(train=np.array([0, 1]))
 
 

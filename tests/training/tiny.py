@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Convolutions(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         sizes = (3, 16, 64, 64)
-        self.layers = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(sizes))
         for parameter in self.parameters():
             fan_in = parameter[0].numel()
             nn.init.normal_(parameter, std=(2 / fan_in) ** 0.5 if fan_in > 1 else 0.1, generator=generator)

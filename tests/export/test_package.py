@@ -1,0 +1,248 @@
+"""From a run to a bundle: whole, honest, the smallest that passes, or nothing at all."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from contract.bundle import Bundle, BundleError, check_golden, check_golden_pixels, read_bundle, sha256_of
+from contract.pixels import PixelSpec
+from export import __main__ as command_line
+from export import package as packaging
+from export import parity
+from export.package import ParityError, package
+from export.precision import PRECISIONS, Precision
+from tests.export.conftest import Exported, Run
+from tests.training.tiny import TINY, tiny_encoder
+from training.run import KERNEL
+
+
+def golden_of(run: Run) -> tuple[Path, ...]:
+    return tuple(run.data / f"images/{name}.png" for name in ("0-0", "1-0", "none-0"))
+
+
+WANTED: tuple[Precision, ...] = ("int8", "fp16-weights", "fp32")
+
+
+@pytest.fixture(scope="module")
+def made(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """(bundle folder, report) of one export."""
+    target = tmp_path_factory.mktemp("bundles") / "tiny"
+    bundle, report = package(
+        tiny_run.folder, tiny_run.data, target, precisions=WANTED, golden_photos=golden_of(tiny_run)
+    )
+    assert bundle.path == target
+    return target, report
+
+
+@pytest.fixture
+def quick(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only float32 is measured, on a graph that is exported already (of the same sizes)."""
+    monkeypatch.setattr(packaging, "PRECISIONS", ("fp32",))
+    monkeypatch.setattr(packaging, "export_graph", lambda model, shape, file: shutil.copyfile(exported.file, file))
+    monkeypatch.setattr(parity, "MAX_COSINE", {"fp32": 9.0})
+    monkeypatch.setattr(parity, "MAX_FLIPS", {"fp32": 1.0})
+
+
+def test_the_bundle_opens_and_its_graph_gives_its_golden_vectors(made: tuple[Path, str]) -> None:
+    bundle = read_bundle(made[0])
+    session = ort.InferenceSession(str(bundle.model_path), providers=["CPUExecutionProvider"])
+    vectors = session.run(["aligned", "base"], {"pixels": bundle.golden.pixels})
+    check_golden(bundle, dict(zip(("aligned", "base"), vectors, strict=True)))
+    check_golden_pixels(bundle)
+    assert len(bundle.golden.images) == 3
+    assert bundle.manifest.pixels == tiny_encoder().pixels
+
+
+def test_the_manifest_has_a_parity_row_of_every_precision(made: tuple[Path, str]) -> None:
+    manifest = read_bundle(made[0]).manifest
+    rows = {row["precision"]: row for row in manifest.parity["rows"]}
+    assert set(rows) == set(PRECISIONS)
+    assert rows[manifest.precision]["passed"]
+    assert rows[manifest.precision]["bytes"] == manifest.files["model.onnx"].bytes
+    assert (manifest.parity["photos"], manifest.parity["triplets"]) == (48, packaging.PARITY_TRIPLETS)
+    assert [line.split()[0] for line in made[1].splitlines()[1:]] == list(PRECISIONS)
+
+
+def test_the_bundle_is_of_the_first_precision_asked_for_that_passed(
+    made: tuple[Path, str], tiny_run: Run, tmp_path: Path
+) -> None:
+    first = read_bundle(made[0]).manifest
+    passed = [row["precision"] for row in first.parity["rows"] if row["passed"]]
+    assert first.precision == next(precision for precision in WANTED if precision in passed) != "fp32"
+    target, golden = tmp_path / "b", golden_of(tiny_run)
+    other, _ = package(tiny_run.folder, tiny_run.data, target, precisions=("fp32", *WANTED), golden_photos=golden)
+    assert other.manifest.precision == "fp32"
+    assert other.manifest.spaces["aligned"].fingerprint != first.spaces["aligned"].fingerprint
+
+
+def test_the_manifest_holds_every_figure_of_the_run_with_its_command(made: tuple[Path, str], tiny_run: Run) -> None:
+    figures = json.loads((tiny_run.folder / "figures.json").read_text())["figures"]
+    got = read_bundle(made[0]).manifest.figures
+    assert len(got) == len(figures) > 10
+    for mine, theirs in zip(got, figures, strict=True):
+        for key, value in theirs.items():
+            assert getattr(mine, key) == value
+        assert mine.command == "python -m training run tiny --data DATA --out RUN"
+
+
+def test_both_spaces_are_calibrated_with_the_temperatures_of_the_run(made: tuple[Path, str], tiny_run: Run) -> None:
+    temperature = json.loads((tiny_run.folder / "figures.json").read_text())["temperature"]
+    spaces = read_bundle(made[0]).manifest.spaces
+    assert {name: space.temperature for name, space in spaces.items()} == temperature
+    assert {name: space.similarity for name, space in spaces.items()} == KERNEL
+    assert {name: space.size for name, space in spaces.items()} == {"aligned": 8, "base": 64}
+    for space in spaces.values():
+        assert space.calibrated
+        assert "held-out" in space.calibrated_on and "2 splits" in space.calibrated_on
+
+
+def test_the_manifest_says_what_the_model_was_trained_from(made: tuple[Path, str], tiny_run: Run) -> None:
+    manifest = read_bundle(made[0]).manifest
+    assert manifest.training["recipe"]["align"]["steps"] == TINY.align.steps
+    assert manifest.training["inputs"]["images.csv"] == sha256_of(tiny_run.data / "images.csv")
+    assert manifest.base_model == tiny_encoder().base_model
+    assert manifest.name == TINY.name
+    assert all({"name", "source", "license"} == set(entry) for entry in manifest.training["data"])
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "transform.npz", "figures.json"])
+def test_an_incomplete_run_is_refused_with_what_it_lacks(tiny_run: Run, tmp_path: Path, name: str) -> None:
+    shutil.copytree(tiny_run.folder, tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    with pytest.raises(ValueError, match=f"run lacks {name}; finish it with `python -m training run` first"):
+        package(tmp_path / "run", tiny_run.data, tmp_path / "b", precisions=("fp32",), golden_photos=())
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def packaged(run: Run, target: Path, **options: Any) -> Bundle:
+    given: dict[str, Any] = {"precisions": ("fp32",), "golden_photos": golden_of(run)} | options
+    return package(run.folder, run.data, target, **given)[0]
+
+
+def test_an_existing_target_is_refused_and_left_as_it_is(tiny_run: Run, tmp_path: Path, quick: None) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="b exists; remove it or choose another folder"):
+        packaged(tiny_run, tmp_path / "b")
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["b", "b/mine.txt"]
+
+
+def test_without_a_precision_that_passes_there_is_no_bundle_but_a_report(
+    tiny_run: Run, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "MAX_FLIPS", {"fp32": -1.0})
+    with pytest.raises(ParityError, match=r"no precision of fp32 passes the parity gate:\nprecision.*\nfp32 .*False"):
+        packaged(tiny_run, tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (lambda folder, figures: figures["temperature"].update(aligned=-1.0), ValueError),
+        (lambda folder, figures: figures["temperature"].pop("aligned"), KeyError),
+        (lambda folder, figures: figures["figures"][0].update(value=[1]), BundleError),
+    ],
+    ids=["temperature below 0", "no temperature", "no number"],
+)
+def test_a_run_that_makes_no_bundle_leaves_nothing_behind(
+    tiny_run: Run, tmp_path: Path, quick: None, spoil: Callable[[Path, Any], Any], error: type[Exception]
+) -> None:
+    shutil.copytree(tiny_run.folder, tmp_path / "run")
+    figures = json.loads((tmp_path / "run/figures.json").read_text())
+    spoil(tmp_path, figures)
+    (tmp_path / "run/figures.json").write_text(json.dumps(figures))
+    with pytest.raises(error):
+        packaged(Run(tiny_run.data, tmp_path / "run"), tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_parity_and_calibration_photos_are_different_ones(tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = packaging.read_photos(tiny_run.data / "images.csv", 24)
+    asked: list[bytes] = []
+    load = packaging.load_pixels
+
+    def remembered(photo: bytes, spec: PixelSpec) -> Any:
+        asked.append(photo)
+        return load(photo, spec)
+
+    monkeypatch.setattr(packaging, "load_pixels", remembered)
+    pixels, calibration = packaging._sample_pixels(photos, tiny_encoder().pixels, seed=0)
+    assert (len(pixels), len(calibration)) == (48, 8)
+    assert len(set(asked)) == 56
+
+
+def test_too_few_photos_for_parity_are_counted(
+    tiny_run: Run, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packaging, "PARITY_PHOTOS", 600)
+    with pytest.raises(ValueError, match="68"):
+        packaged(tiny_run, tmp_path / "b")
+
+
+def test_golden_images_are_small_lossless_and_of_the_photos_asked_for(made: tuple[Path, str], tiny_run: Run) -> None:
+    images = read_bundle(made[0]).golden.images
+    assert all(image.startswith(b"\x89PNG") for image in images)
+    for image, photo in zip(images, golden_of(tiny_run), strict=True):
+        spec = tiny_encoder().pixels
+        same = packaging.load_pixels(image, spec), packaging.load_pixels(photo.read_bytes(), spec)
+        assert np.array_equal(*same)  # 16 x 16: nothing had to shrink
+
+
+# --- the command line --------------------------------------------------------------------------
+
+
+def main_with(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
+    command_line.main()
+
+
+def test_the_command_prints_the_report_and_the_space(
+    tiny_run: Run, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "b"
+    main_with(
+        monkeypatch,
+        "bundle",
+        tiny_run.folder,
+        "--data",
+        tiny_run.data,
+        "--out",
+        target,
+        "--golden",
+        *golden_of(tiny_run),
+    )
+    out = capsys.readouterr().out
+    assert out.startswith("precision ")
+    assert f"{target}: fp32, " in out
+    assert read_bundle(target).manifest.spaces["aligned"].fingerprint in out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"run": "nowhere"}, "nowhere lacks recipe.json"),
+        ({"--data": "nowhere"}, "vice_embedding.npy"),
+        ({"--golden": "gone.png"}, "gone.png"),
+        ({"--golden": "notes.txt"}, "notes.txt"),
+    ],
+)
+def test_the_command_exits_1_with_the_fault(
+    tiny_run: Run, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], message: str
+) -> None:
+    (tmp_path / "notes.txt").write_text("no photo")
+    golden = golden_of(tiny_run)[0]
+    given = {"run": tiny_run.folder, "--data": tiny_run.data, "--out": tmp_path / "b", "--golden": golden}
+    run, *rest = (given | {key: tmp_path / value for key, value in change.items()}).items()
+    with pytest.raises(SystemExit) as stopped:
+        main_with(monkeypatch, "bundle", run[1], *(part for pair in rest for part in pair))
+    assert str(stopped.value.code).startswith("error: ")
+    assert message in str(stopped.value.code)
+    assert not (tmp_path / "b").exists()
