@@ -21,7 +21,8 @@ READY_SECONDS = 300  # installing included; a fresh machine takes about a minute
 
 def examples(readme: str) -> list[tuple[str, Any]]:
     """(command, printed answer) of every sh block that a json block follows."""
-    blocks = re.findall(r"```sh\n(.*?)```\s*```json\n(.*?)```", readme, re.DOTALL)
+    block = r"((?:(?!```).)*)```"
+    blocks = re.findall(rf"```sh\n{block}\s*```json\n{block}", readme, re.DOTALL)
     return [(command.strip(), json.loads(answer)) for command, answer in blocks]
 
 

@@ -22,13 +22,21 @@ def card(manifest: Manifest) -> str:
             f"- Space `{name}`: {space.size} values, {space.similarity} similarity, "
             f"temperature {space.temperature:.4g} ({calibrated}); fingerprint `{space.fingerprint}`"
         )
-    lines += ["- Data: " + "; ".join(f"{d['name']} ({d['source']}; {d['license']})" for d in m.training["data"])]
-    lines += ["", "## Figures", "", f"Command: `{m.figures[0].command}`.", ""]
-    lines += ["| figure | before (base) | after (aligned) | n |", "|---|---|---|---|"]
-    lines += _figure_rows(m.figures)
-    notes = dict.fromkeys(f"{f.name}: {f.note}." for f in m.figures if f.space == "aligned")
-    lines += ["", *(f"- {note}" for note in notes)]
-    lines += ["", "## Parity", "", f"Command: `{m.parity['command']}`; {m.parity['photos']} photos, "]
+    if data := m.training.get("data"):
+        lines += ["- Data: " + "; ".join(f"{d['name']} ({d['source']}; {d['license']})" for d in data)]
+    if m.figures:
+        lines += ["", "## Figures", "", f"Command: `{m.figures[0].command}`.", ""]
+        lines += ["| figure | before (base) | after (aligned) | n |", "|---|---|---|---|"]
+        lines += _figure_rows(m.figures)
+        notes = dict.fromkeys(f"{f.name}: {f.note}." for f in m.figures if f.space == "aligned")
+        lines += ["", *(f"- {note}" for note in notes)]
+    if m.parity:
+        lines += _parity(m)
+    return "\n".join(lines) + "\n"
+
+
+def _parity(m: Manifest) -> list[str]:
+    lines = ["", "## Parity", "", f"Command: `{m.parity['command']}`; {m.parity['photos']} photos, "]
     lines[-1] += f"{m.parity['triplets']} triplets, against {m.parity['reference']}; times on the exporting machine."
     lines += ["", "| precision | max 1 - cosine | flips | max entropy change | top-10 kept | batch difference |"]
     lines[-1] += " ms alone | ms in batch of 8 | MB | passes |"
@@ -39,7 +47,7 @@ def card(manifest: Manifest) -> str:
             f"| {row['neighbours']:.3f} | {row['batch_difference']:.1e} | {row['milliseconds_alone']:.1f} "
             f"| {row['milliseconds_in_batch']:.1f} | {row['bytes'] / 1e6:.1f} | {'yes' if row['passed'] else 'no'} |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _figure_rows(figures: list[Figure]) -> list[str]:
@@ -47,9 +55,9 @@ def _figure_rows(figures: list[Figure]) -> list[str]:
     for figure in figures:
         by_name.setdefault(figure.name, {})[figure.space] = figure
     return [
-        f"| {name} ({pair['aligned'].unit}) | {_value(pair.get('base'))} | {_value(pair['aligned'])} "
-        f"| {pair['aligned'].n} |"
+        f"| {name} ({one.unit}) | {_value(pair.get('base'))} | {_value(pair.get('aligned'))} | {one.n} |"
         for name, pair in by_name.items()
+        for one in [pair.get("aligned") or pair["base"]]
     ]
 
 

@@ -62,7 +62,7 @@ def package(
         the bundle and the parity report as text.
 
     Raises:
-        ValueError: the run is not complete.
+        ValueError: the run is not complete, photos are too few, or a golden photo does not decode.
         ParityError: no candidate passes.
         FileExistsError: `target` exists.
     """
@@ -94,6 +94,9 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _sample_pixels(photos: Photos, spec: PixelSpec, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """(parity, calibration) pixels of different random photos, each [n, 3, height, width]."""
+    if len(photos) < PARITY_PHOTOS + CALIBRATION_PHOTOS:
+        wanted = PARITY_PHOTOS + CALIBRATION_PHOTOS
+        raise ValueError(f"{len(photos)} photos; the parity report needs {wanted}, some of them to calibrate int8.")
     order = np.random.default_rng(seed).permutation(len(photos))[: PARITY_PHOTOS + CALIBRATION_PHOTOS]
     files = [photos.root / photos.paths[i] for i in order]
     loaded = [load_pixels(file.read_bytes(), spec) for file in tqdm(files, desc="parity photos", unit="photo")]
@@ -127,7 +130,10 @@ def _golden(file: Path, spec: PixelSpec, photos: tuple[Path, ...]) -> Golden:
     """Golden images in PNG, small enough to ship, and what the chosen graph makes of them."""
     images = []
     for photo in photos:
-        image = Image.open(photo).convert("RGB")
+        try:
+            image = Image.open(photo).convert("RGB")
+        except OSError as error:
+            raise ValueError(f"golden photo {photo} does not decode: {error}") from error
         image.thumbnail((200, 200))
         stream = io.BytesIO()
         image.save(stream, "PNG", optimize=True)

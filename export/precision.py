@@ -60,10 +60,14 @@ def _half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _half(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     # Cast keeps the uint8 input; the power and norm of the head lose too much in half precision.
     blocked = ["Cast", "Pow", "ReduceSum", "Sqrt", "Div"]
-    out: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked)
+    converted = OnnxModel(convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked))
+    converted.topological_sort()  # the casts it adds stand at the end
+    del converted.model.graph.value_info[:]  # types of before
+    out: onnx.ModelProto = converted.model
     return out
 
 
@@ -81,6 +85,10 @@ def _int8(source: Path, target: Path, calibration: NDArray[Any]) -> None:
     prepared = target.with_suffix(".prepared.onnx")
     quant_pre_process(str(source), str(prepared))
     convolutions = [node.name for node in onnx.load(str(prepared)).graph.node if node.op_type == "Conv"]
+    quantized = convolutions[1:-1]  # the stem sees raw pixels, the head makes the judgments
+    if not quantized:  # an empty list would mean "all" below
+        prepared.replace(target)
+        return
     quantize_static(
         str(prepared),
         str(target),
@@ -89,6 +97,6 @@ def _int8(source: Path, target: Path, calibration: NDArray[Any]) -> None:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        nodes_to_quantize=convolutions[1:-1],  # the stem sees raw pixels, the head makes the judgments
+        nodes_to_quantize=quantized,
     )
     prepared.unlink()

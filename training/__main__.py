@@ -29,7 +29,7 @@ def main() -> None:
     recipe: Recipe = import_module(f"training.recipes.{args.recipe}").RECIPE
     try:
         figures = run(recipe, args.data, args.out)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FloatingPointError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     for figure in figures["figures"]:
         interval = f"[{figure['low']:.3f}, {figure['high']:.3f}]"

@@ -186,7 +186,7 @@ def uncertainty_distillation(
             photos, index = draw.photos(), draw.triplets()  # [c, k], [t, 3]
             loss = _kl(photos @ weights + bias, target, index) + config.penalty * _identity_penalty(weights)
             if not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss is {float(loss)} at step {step}; lower the learning rate.")
+                raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower the learning rate.")
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()

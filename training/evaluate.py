@@ -136,7 +136,12 @@ def estimate(splits: Sequence[Judged], statistic: Statistic, *, repetitions: int
         statistic: of one draw.
         repetitions: bootstrap samples; the interval is their 2.5th to 97.5th percentile.
         seed: of triplets and samples.
+
+    Raises:
+        ValueError: a split of fewer than three concepts.
     """
+    if any(len(split.vice) < 3 for split in splits):
+        raise ValueError("a split judges fewer than three concepts; there is no triplet to judge.")
     rng = np.random.default_rng(seed)
 
     def one(split: Judged, concepts: NDArray[np.int64]) -> float:
@@ -150,13 +155,19 @@ def estimate(splits: Sequence[Judged], statistic: Statistic, *, repetitions: int
     every = [np.arange(len(split.vice)) for split in splits]
     value = np.mean([one(s, all_) for s, all_ in zip(splits, every, strict=True) for _ in range(len(s.model))])
     samples = [
-        np.mean(
-            [one(splits[s], rng.choice(every[s], len(every[s]))) for s in rng.integers(len(splits), size=len(splits))]
-        )
+        np.mean([one(splits[s], _resample(every[s], rng)) for s in rng.integers(len(splits), size=len(splits))])
         for _ in range(repetitions)
     ]
     low, high = np.percentile(samples, [2.5, 97.5])
     return Estimate(float(value), float(low), float(high), sum(len(split.vice) for split in splits))
+
+
+def _resample(concepts: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """As many concepts, drawn with replacement; drawn again until three are different, so that a triplet exists."""
+    while True:
+        drawn = rng.choice(concepts, len(concepts))
+        if len(np.unique(drawn)) >= 3:
+            return drawn
 
 
 def fit_temperature(similarities: Matrix, log_p: Matrix) -> float:
@@ -219,7 +230,12 @@ def nearest_neighbour(vectors: NDArray[np.float32], label: Sequence[str], query:
         vectors: [n, d].
         label: n class names.
         query: [n] which photos to classify; all n are neighbours.
+
+    Raises:
+        ValueError: no photo to classify, or no other to be its neighbour.
     """
+    if len(vectors) < 2 or not query.any():
+        raise ValueError(f"{int(query.sum())} photos to classify among {len(vectors)}; expected at least 1 among 2.")
     names = np.unique(np.array(label), return_inverse=True)[1]
     sims = triplets.similarity_matrix(vectors[query], vectors, "cosine")
     sims[np.arange(query.sum()), np.flatnonzero(query)] = -np.inf

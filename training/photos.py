@@ -1,11 +1,12 @@
 """The photos of a run: a CSV manifest of files, their dataset, class label and THINGS concept."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from training.tables import read_rows, to_int
 
 NO_CONCEPT = -1
 
@@ -47,15 +48,11 @@ def read_photos(manifest: Path, n_concepts: int) -> Photos:
         ValueError: a column is missing, a concept lies outside 0..n-1, or files do not exist (all are counted,
             the first is named).
     """
-    with manifest.open(newline="") as stream:
-        reader = csv.DictReader(stream)
-        wanted = ("path", "dataset", "label", "things_index")
-        if missing := sorted(set(wanted) - set(reader.fieldnames or ())):
-            raise ValueError(f"{manifest} lacks the columns {missing}; it has {reader.fieldnames}.")
-        rows = list(reader)
+    rows = read_rows(manifest, ("path", "dataset", "label", "things_index"))
     if not rows:
         raise ValueError(f"{manifest} lists no photo.")
-    concept = np.array([int(row["things_index"] or NO_CONCEPT) for row in rows], np.int64)
+    cells = [to_int(manifest, i, row, "things_index", empty=NO_CONCEPT) for i, row in enumerate(rows)]
+    concept = np.array(cells, np.int64)
     if ((concept < NO_CONCEPT) | (concept >= n_concepts)).any():
         row = int(((concept < NO_CONCEPT) | (concept >= n_concepts)).argmax())
         raise ValueError(

@@ -8,7 +8,6 @@ transform.npz            the transform learned on all concepts: this one is expo
 figures.json             what the splits say about it, temperatures, intervals
 """
 
-import csv
 import hashlib
 import json
 import platform
@@ -30,6 +29,7 @@ from training.evaluate import Estimate, Judged
 from training.features import extract
 from training.photos import Photos, read_photos
 from training.recipe import Recipe
+from training.tables import read_rows
 from training.things import Responses, read_responses, read_vice
 
 KERNEL: dict[str, Kernel] = {"aligned": "dot", "base": "cosine"}
@@ -51,8 +51,8 @@ class Data:
 def read_data(folder: Path) -> Data:
     """Read and check `INPUTS` under `folder`. Raises ValueError or FileNotFoundError naming the file and row."""
     vice = read_vice(folder / "things/vice_embedding.npy")
-    with (folder / "things/concepts.csv").open(newline="") as stream:
-        categories = [{name.strip() for name in row["categories"].split(";")} for row in csv.DictReader(stream)]
+    concepts = read_rows(folder / "things/concepts.csv", ("categories",))
+    categories = [{name.strip() for name in row["categories"].split(";")} for row in concepts]
     if len(categories) != len(vice):
         raise ValueError(f"{folder}: {len(categories)} concepts, but VICE has {len(vice)} rows; they must match.")
     return Data(

@@ -6,7 +6,6 @@ through a softmax, are choice probabilities; its posterior is what uncertainty d
 Concept numbers are 0-based everywhere here; a 1-based file is refused by the reader.
 """
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract import triplets
+from training.tables import read_rows, to_int
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,9 @@ def read_responses(path: Path, n_concepts: int) -> Responses:
         ValueError: a column is missing, a row names a concept outside 0..n-1 (1-based files end at n),
             a concept twice, or a position outside 0..2; the message gives the row.
     """
-    with path.open(newline="") as stream:
-        reader = csv.DictReader(stream)
-        wanted = ("concept_0", "concept_1", "concept_2", "odd_position")
-        if missing := sorted(set(wanted) - set(reader.fieldnames or ())):
-            raise ValueError(f"{path} lacks the columns {missing}; it has {reader.fieldnames}.")
-        rows = np.array([[int(row[name]) for name in wanted] for row in reader], np.int64).reshape(-1, 4)
+    columns = ("concept_0", "concept_1", "concept_2", "odd_position")
+    cells = [[to_int(path, i, row, name) for name in columns] for i, row in enumerate(read_rows(path, columns))]
+    rows = np.array(cells, np.int64).reshape(-1, 4)
     concepts, odd = rows[:, :3], rows[:, 3]
     outside = (concepts < 0) | (concepts >= n_concepts)
     if outside.any():

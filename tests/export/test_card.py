@@ -76,5 +76,5 @@ def test_a_figure_of_one_space_alone_has_a_row(manifest: Manifest) -> None:
 
 def test_the_command_refuses_what_is_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["export", "card", str(tmp_path)])
-    with pytest.raises(SystemExit, match="error: .* is no bundle"):
+    with pytest.raises(SystemExit, match=r"error: .* is no bundle"):
         command_line.main()

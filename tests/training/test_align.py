@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from contract import triplets
 from training import evaluate
-from training.align import AlignConfig, Transform, _identity_penalty, _kl, normalize_power, uncertainty_distillation
+from training.align import (
+    AlignConfig,
+    Transform,
+    _identity_penalty,
+    _kl,
+    _schedule,
+    normalize_power,
+    uncertainty_distillation,
+)
 
 CONFIG = AlignConfig(
     power=None, components=None, penalty=0.0, steps=60, learning_rate=0.02, triplets=400, noise=0.0, residuals=0.0
@@ -153,6 +161,14 @@ def test_the_penalty_is_the_squared_distance_from_the_scaled_identity() -> None:
     # mean of the diagonal 3: differences -1, 4, 0, 1
     assert float(_identity_penalty(torch.tensor([[2.0, 4.0], [0.0, 4.0]]))) == 18
     assert float(_identity_penalty(torch.eye(3) * 2.5)) == 0
+
+
+def test_the_learning_rate_warms_up_over_ten_steps_and_falls_to_zero() -> None:
+    rates = [_schedule(step, 1000) for step in range(1000)]
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10, rtol=1e-3)
+    assert rates[499] == pytest.approx(0.5)
+    assert rates[-1] == pytest.approx(0)
+    assert (np.diff(rates[10:]) < 0).all()
 
 
 def test_the_gradient_of_the_loss_equals_finite_differences() -> None:

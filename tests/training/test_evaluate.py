@@ -185,6 +185,19 @@ def test_a_proportion_has_the_wald_interval_worked_by_hand() -> None:
     assert evaluate.proportion(99, 100).high == 1
 
 
+def test_a_mean_has_the_normal_interval_worked_by_hand() -> None:
+    # Mean 2, standard deviation 1, n = 4: half-width 1.96 / 2 = 0.98
+    got = evaluate.mean(np.array([1.0, 3.0, 1.0, 3.0]))
+    assert (got.value, got.n) == (2, 4)
+    assert (got.low, got.high) == pytest.approx((1.02, 2.98))
+
+
+def test_an_average_over_splits_is_no_narrower_than_one_split() -> None:
+    got = evaluate.average([evaluate.Estimate(0.2, 0.1, 0.3, 10), evaluate.Estimate(0.6, 0.4, 0.8, 13)])
+    assert (got.value, got.low, got.high) == pytest.approx((0.4, 0.25, 0.55))
+    assert got.n in (11, 12)
+
+
 def test_a_photo_is_not_its_own_neighbour() -> None:
     at = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]], np.float32)
     every = np.ones(4, bool)

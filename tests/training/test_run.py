@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from contract import triplets
 from tests.training.tiny import CONCEPTS, TINY, tiny_encoder, write_photo, write_rows, write_tiny_data
 from training import __main__ as command_line
 from training import run as stages
@@ -27,6 +28,7 @@ ON_BOTH_SPACES = {
     "KL from VICE's posterior",
     "Caltech-101 1-NN, classes not trained on",
     "two animals and a vehicle: the vehicle is odd",
+    "two animals and a vehicle: probability of the vehicle",
     "agreement with single human responses",
     "Caltech-101 1-NN",
 }
@@ -178,17 +180,23 @@ def test_splits_are_random_by_their_seed() -> None:
     assert first == again != other
 
 
-def test_the_vehicle_is_odd_in_a_space_of_categories_at_chance_in_noise_and_never_in_a_constant(
-    finished: tuple[Path, Path],
-) -> None:
+def test_two_animals_come_first_and_the_vehicle_last(finished: tuple[Path, Path]) -> None:
     data = read_data(finished[0])
-    kind = np.where(data.photos.concept % 2 == 1, 1, 0)  # even concepts are animals
-    by_kind = np.eye(2, dtype=np.float32)[kind]
-    noise = np.random.default_rng(0).normal(size=(len(kind), 50)).astype(np.float32)
-    for vectors, expected in ((by_kind, 1), (noise, 1 / 3), (np.ones_like(noise), 0)):
-        got = two_animals_and_a_vehicle(data, vectors, range(8), "dot", seed=0)
-        assert got.value == pytest.approx(expected, abs=0.1 if vectors is noise else 0)
-        assert got.n == 2000
+    vehicle = data.photos.concept % 2  # odd concepts are vehicles
+    by_kind, constant = np.eye(2, dtype=np.float32)[vehicle], np.ones((len(vehicle), 2), np.float32)
+    noise = np.random.default_rng(0).normal(size=(len(vehicle), 50)).astype(np.float32)
+    for vectors, expected, within in ((by_kind, 1, 0), (constant, 0, 0), (noise, 1 / 3, 0.1)):
+        sims = two_animals_and_a_vehicle(data, vectors, range(8), "dot", seed=0)
+        assert sims.shape == (2000, 3)
+        assert (triplets.odd_one_out(sims) == 2).mean() == pytest.approx(expected, abs=within)
+
+
+def test_the_two_animals_are_different_ones_of_the_concepts_asked_for(finished: tuple[Path, Path]) -> None:
+    data = read_data(finished[0])
+    one_hot = np.eye(CONCEPTS, dtype=np.float32)[np.maximum(data.photos.concept, 0)]
+    assert two_animals_and_a_vehicle(data, one_hot, range(8), "dot", seed=0).max() == 0  # no concept meets itself
+    outside = np.where(data.photos.concept[:, None] < 8, 0.0, np.nan) * one_hot
+    assert np.isfinite(two_animals_and_a_vehicle(data, outside, range(8), "dot", seed=0)).all()
 
 
 @pytest.mark.parametrize(("concepts", "found"), [([0, 1, 3], "1 animals and 2"), ([0, 2, 4], "3 animals and 0")])
