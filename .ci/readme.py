@@ -1,7 +1,7 @@
 """Do what the README says, as a newcomer would: `make serve`, wait until it is ready, run the examples.
 
 Reads the ```sh blocks and the ```json block after each; a command's answer must have the shape of the
-printed one, the same choices, and numbers within 2 %.
+printed one, the same choices, and numbers within 2 %. The curl commands of docs/api.md must succeed.
 """
 
 import json
@@ -24,6 +24,13 @@ def examples(readme: str) -> list[tuple[str, Any]]:
     block = r"((?:(?!```).)*)```"
     blocks = re.findall(rf"```sh\n{block}\s*```json\n{block}", readme, re.DOTALL)
     return [(command.strip(), json.loads(answer)) for command, answer in blocks]
+
+
+def commands(page: str) -> list[str]:
+    """The curl commands of a page's sh blocks, without comments."""
+    blocks = re.findall(r"```sh\n((?:(?!```).)*)```", page, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("curl ")]
 
 
 def same(given: Any, printed: Any, where: str = "answer") -> None:
@@ -61,6 +68,12 @@ def main() -> None:
             answer = subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout
             same(json.loads(answer), printed)
         print(f"README: {len(found)} examples give the printed answers", flush=True)
+        asked = commands(Path("docs/api.md").read_text())
+        for command in asked:
+            subprocess.run(
+                command.replace("curl ", "curl --fail ", 1), shell=True, check=True, stdout=subprocess.DEVNULL
+            )
+        print(f"docs/api.md: {len(asked)} commands succeed", flush=True)
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(60)

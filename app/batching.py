@@ -10,7 +10,6 @@ inference fails its own batch, and the thread lives on.
 
 import asyncio
 import contextlib
-import hashlib
 import queue
 import threading
 import time
@@ -188,9 +187,10 @@ class Embedder:
         Raises:
             ServiceError: too much admitted, or an image (named by index) that cannot be used.
         """
-        digests = [hashlib.sha256(image).digest() for image in images]
-        first = {digest: i for i, digest in reversed(list(enumerate(digests)))}
-        unique = sorted(first.values())
+        first: dict[bytes, int] = {}
+        for i, image in enumerate(images):
+            first.setdefault(image, i)
+        unique = list(first.values())
         with self._admission(len(unique)):
             start = time.perf_counter()
             tensors = await self._decode([images[i] for i in unique], unique)
@@ -201,7 +201,7 @@ class Embedder:
         timings.add("queue", max(0.0, min(row.started for row in rows) - decoded))
         timings.add("inference", max(row.ended for row in rows) - min(row.started for row in rows))
         position = {i: k for k, i in enumerate(unique)}
-        order = [position[first[digest]] for digest in digests]
+        order = [position[first[image]] for image in images]
         return {space: np.stack([rows[k].vectors[space] for k in order]) for space in rows[0].vectors}
 
     async def _decode(self, images: Sequence[bytes], indices: Sequence[int]) -> list[NDArray[Any]]:

@@ -20,7 +20,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -187,7 +187,7 @@ class Manifest:
     figures: list[Figure]
     parity: dict[str, Any]
     golden: GoldenTolerance
-    files: dict[str, FileEntry] = field(default_factory=dict)
+    files: dict[str, FileEntry]
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
@@ -196,7 +196,7 @@ class Manifest:
         return out
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)  # arrays have no one truth value
 class Golden:
     """Images and what they must become.
 
@@ -211,7 +211,7 @@ class Golden:
     vectors: Mapping[str, NDArray[np.float32]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Bundle:
     """A bundle that passed every check of `read_bundle`."""
 
@@ -352,10 +352,7 @@ def _fields(kind: Any, value: Any, where: str) -> dict[str, Any]:
     known = {f.name: f.type for f in fields(kind)}
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"{where} has unknown fields {unknown}; known are {sorted(known)}.")
-    required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING} | {
-        "files"
-    } & set(known)
-    if missing := sorted(required - set(given)):
+    if missing := sorted(set(known) - set(given)):
         raise ValueError(f"{where} lacks {missing}.")
     for name, annotation in known.items():
         allowed = _PLAIN.get(annotation)

@@ -198,9 +198,8 @@ def entropy(probabilities: A) -> A:
     _require_three(p, "probabilities")
     xp = _namespace(p)
     positive = p > 0
-    # + 0.0 turns the -0.0 of a certain answer into 0.0.
     terms = xp.where(positive, -p * xp.log(xp.where(positive, p, xp.ones_like(p))), xp.zeros_like(p))
-    out: A = terms.sum(-1) + 0.0
+    out: A = terms.sum(-1)
     return out
 
 

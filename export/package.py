@@ -194,6 +194,7 @@ def _manifest(
         # Bounds for other processors and releases of ONNX Runtime and Pillow; on the exporting
         # machine the difference is 0.
         golden=GoldenTolerance(one_minus_cosine=1e-4, relative_norm=1e-2, pixel=2),
+        files={},  # filled in by write_bundle
     )
 
 

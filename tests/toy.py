@@ -88,6 +88,7 @@ def toy_manifest(spec: PixelSpec) -> Manifest:
         figures=[],
         parity={},
         golden=GoldenTolerance(one_minus_cosine=1e-5, relative_norm=1e-4, pixel=0),
+        files={},  # filled in by write_bundle
     )
 
 

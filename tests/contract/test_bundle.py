@@ -102,7 +102,7 @@ def a_manifest(**changes: Any) -> Manifest:
         "parity": {"one_minus_cosine": 1e-7},
         "golden": GoldenTolerance(one_minus_cosine=1e-5, relative_norm=1e-4, pixel=1),
     }
-    return Manifest(**{**values, **changes})
+    return Manifest(**{"files": {}, **values, **changes})
 
 
 def a_golden(spec: PixelSpec = SPEC, n: int = 2) -> Golden:

@@ -12,14 +12,14 @@ import onnxruntime as ort
 import pytest
 
 from contract.bundle import Bundle, BundleError, check_golden, check_golden_pixels, read_bundle, sha256_of
-from contract.pixels import PixelSpec
 from export import __main__ as command_line
 from export import package as packaging
 from export import parity
 from export.package import ParityError, package
 from export.precision import PRECISIONS, Precision
 from tests.export.conftest import Exported, Run
-from tests.training.tiny import TINY, tiny_encoder
+from tests.training.tiny import CONCEPTS, TINY, tiny_encoder
+from training.photos import read_photos
 from training.run import KERNEL
 
 
@@ -164,19 +164,12 @@ def test_a_run_that_makes_no_bundle_leaves_nothing_behind(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_parity_and_calibration_photos_are_different_ones(tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    photos = packaging.read_photos(tiny_run.data / "images.csv", 24)
-    asked: list[bytes] = []
-    load = packaging.load_pixels
-
-    def remembered(photo: bytes, spec: PixelSpec) -> Any:
-        asked.append(photo)
-        return load(photo, spec)
-
-    monkeypatch.setattr(packaging, "load_pixels", remembered)
+def test_parity_and_calibration_photos_are_different_ones(tiny_run: Run) -> None:
+    photos = read_photos(tiny_run.data / "images.csv", CONCEPTS)
     pixels, calibration = packaging._sample_pixels(photos, tiny_encoder().pixels, seed=0)
     assert (len(pixels), len(calibration)) == (48, 8)
-    assert len(set(asked)) == 56
+    together = [image.tobytes() for image in (*pixels, *calibration)]
+    assert len(set(together)) == 56
 
 
 def test_too_few_photos_for_parity_are_counted(
