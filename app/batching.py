@@ -210,7 +210,7 @@ class Embedder:
         try:
             outcomes = await asyncio.gather(*jobs, return_exceptions=True)
         finally:
-            for job in jobs:  # on a deadline or a disconnect: what has not started never starts
+            for job in jobs:  # past the deadline, what has not started never starts
                 job.cancel()
         tensors: list[NDArray[Any]] = []
         for outcome in outcomes:

@@ -70,6 +70,7 @@ def create_app(
         description="Image embeddings, similarities and odd-one-out judgments that agree with people.",
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would make clients send their photos twice
     )
     app.state.service = service
     errors.install(app)

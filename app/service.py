@@ -148,7 +148,9 @@ class Service:
     def model(self, name: str | None = None) -> ServedModel:
         """The served model. Raises ServiceError: not ready, or another name."""
         if self._model is None or not self.ready:
-            state = "draining" if self.draining else "starting"
+            state = (
+                "draining" if self.draining else "starting" if self._model is None else "broken and must be restarted"
+            )
             raise ServiceError("not_ready", f"the service is {state}.", retry_after=2)
         if name not in (None, self._model.name):
             raise ServiceError("model_not_found", f"the model served here is {self._model.name!r}; see /models.")

@@ -95,9 +95,13 @@ class Settings(BaseSettings):
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(key.strip() for key in value.split(",") if key.strip())
-        return value
+        if not isinstance(value, str):
+            return value
+        keys = tuple(key.strip() for key in value.split(",") if key.strip())
+        # "," is a mistake that would leave the service open; "" is how an unset variable arrives.
+        if (value.strip() and not keys) or not all(k.isascii() and k.isprintable() and " " not in k for k in keys):
+            raise ValueError("expected keys of visible ASCII, with commas between; unset it to serve without keys")
+        return keys
 
     @property
     def pixel_limits(self) -> PixelLimits:

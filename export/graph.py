@@ -62,8 +62,21 @@ def export_graph(model: AlignedModel, shape: tuple[int, int, int], file: Path) -
     )
     if program is None:
         raise ValueError("torch's exporter returned no program. This is a bug.")
-    program.save(str(file))
-    graph = onnx.load(str(file)).graph
+    exported = _bare(program.model_proto)
+    onnx.save(exported, str(file))
+    graph = exported.graph
     names = ([node.name for node in graph.input], [node.name for node in graph.output])
     if names != ([GRAPH_INPUT], list(OUTPUTS)):
         raise ValueError(f"the exported graph has {names}; expected {GRAPH_INPUT} and {OUTPUTS}.")
+
+
+def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Without the exporter's notes: they hold source lines and paths of this machine, and differ from run to run.
+
+    A model exported twice is then the same file, and has the same space fingerprint.
+    """
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    return model

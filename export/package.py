@@ -34,7 +34,7 @@ from export.precision import PRECISIONS, Precision, convert
 from training.align import Transform
 from training.encoders import ENCODERS, Encoder
 from training.photos import Photos, read_photos
-from training.run import KERNEL
+from training.run import KERNEL, require_inputs
 from training.things import read_vice
 
 PARITY_PHOTOS = 600
@@ -62,11 +62,15 @@ def package(
         the bundle and the parity report as text.
 
     Raises:
-        ValueError: the run is not complete, photos are too few, or a golden photo does not decode.
+        ValueError: the run is not complete or was trained on other data, photos are too few, or a golden
+            photo does not decode.
         ParityError: no candidate passes.
         FileExistsError: `target` exists.
     """
+    if target.exists():
+        raise FileExistsError(f"{target} exists; remove it or choose another folder.")
     identity, figures = _read_run(run)
+    require_inputs(data, identity["inputs"])
     recipe = identity["recipe"]
     encoder = ENCODERS[recipe["encoder"]]()
     model = AlignedModel(encoder, Transform.load(run / "transform.npz")).eval()

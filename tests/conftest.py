@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+# ONNX Runtime's official builds report usage to their maker unless told not to.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from tests.toy import write_toy_bundle
 
 

@@ -5,7 +5,8 @@ its k-means. Ours, each recorded in config.json:
 
 - Euclidean: not spherical, features neither centred nor scaled;
 - start: c random rows, drawn by faiss from the seed; restart r has seed + r, the lowest objective wins;
-- a fixed number of Lloyd iterations; faiss splits a large cluster where one runs empty;
+- Lloyd iterations up to a number, fewer where the objective stands still; faiss splits a large cluster where
+  one runs empty;
 - centroids are learned on at most `points_per_cluster` random rows a cluster, then every row is assigned;
 - inertia is the sum of squared distances of all rows to their centroids, in double precision from the
   differences (faiss's own are single precision and one iteration old).
@@ -51,7 +52,7 @@ class ClusterConfig:
         clusters: c; None takes the knee of the elbow.
         elbow: grid of c, ascending; empty for no elbow.
         elbow_rows: rows of the elbow's sample.
-        iterations: of Lloyd's algorithm, always all.
+        iterations: of Lloyd's algorithm, at most.
         restarts: fits, of which the best is kept; the elbow has one a point.
         points_per_cluster: rows that centroids are learned on, times c; None for all.
         seed: of the rows drawn and of the first centroids.
@@ -101,12 +102,18 @@ def cluster(features: Path, out: Path, config: ClusterConfig) -> dict[str, Any]:
 
 
 def lloyd(
-    rows: NDArray[np.float32], clusters: int, iterations: int, seed: int, start: NDArray[np.float32] | None = None
+    rows: NDArray[np.float32],
+    clusters: int,
+    iterations: int,
+    seed: int,
+    start: NDArray[np.float32] | None = None,
+    objective: float = np.inf,
 ) -> Iterator[tuple[NDArray[np.float32], float]]:
-    """(centroids, objective before they moved) after each iteration.
+    """(centroids, objective before they moved) after each iteration, until the objective stands still.
 
-    The same centroids as `faiss.Kmeans(niter=iterations, seed=seed)` in one call: faiss begins an iteration with
-    nothing but centroids. In steps, it can show progress and go on from `start`, some earlier centroids.
+    The same centroids, bit for bit, as `faiss.Kmeans(niter=iterations, seed=seed)` in one call, which carries
+    nothing else from one iteration to the next. In steps, it can show progress and go on from `start` and
+    `objective`, an earlier step.
     """
     step = faiss.Kmeans(
         rows.shape[1],
@@ -118,11 +125,13 @@ def lloyd(
         min_points_per_centroid=1,
         max_points_per_centroid=len(rows),
     )
-    centroids = start
     for _ in range(iterations):
-        step.train(rows, init_centroids=centroids)
-        centroids = np.array(step.centroids)
-        yield centroids, float(step.obj[-1])
+        step.train(rows, init_centroids=start)
+        start = np.array(step.centroids, np.float32)
+        before, objective = objective, float(np.asarray(step.obj)[-1])
+        yield start, objective
+        if objective == before:
+            return
 
 
 def assign(x: NDArray[np.float32], centroids: NDArray[np.float32], description: str) -> tuple[NDArray[np.int32], float]:
@@ -184,7 +193,9 @@ def _rows(x: NDArray[np.float32], count: int, seed: Sequence[int]) -> NDArray[np
     """At most `count` random rows, in file order; all of them without a copy."""
     if count >= len(x):
         return x
-    return x[np.sort(np.random.default_rng(seed).choice(len(x), count, replace=False, shuffle=False))]
+    chosen = np.random.default_rng(seed).choice(len(x), count, replace=False, shuffle=False)
+    rows: NDArray[np.float32] = x[np.sort(chosen)]
+    return rows
 
 
 def _elbow(x: NDArray[np.float32], out: Path, config: ClusterConfig) -> list[tuple[int, float]]:
@@ -199,9 +210,12 @@ def _elbow(x: NDArray[np.float32], out: Path, config: ClusterConfig) -> list[tup
         for clusters in config.elbow:
             file = out / f"elbow/c-{clusters}.json"
             if not file.exists():
-                centroids = np.empty((0, 0), np.float32)
-                for centroids, _ in lloyd(rows, clusters, config.iterations, config.seed):
+                done = 0
+                for step in lloyd(rows, clusters, config.iterations, config.seed):
+                    centroids = step[0]
+                    done += 1
                     bar.update(clusters)
+                bar.total -= clusters * (config.iterations - done)
                 inertia = assign(rows, centroids, f"elbow, c = {clusters}")[1]
                 write_json(file, {"clusters": clusters, "inertia_per_image": inertia / len(rows)})
             else:
@@ -215,7 +229,8 @@ def _fit(x: NDArray[np.float32], out: Path, clusters: int, config: ClusterConfig
     """Centroids [c, p] of the best restart."""
     rows = _rows(x, clusters * (config.points_per_cluster or len(x)), [config.seed, 2])
     (out / "fit").mkdir(exist_ok=True)
-    best, lowest = None, np.inf
+    best: NDArray[np.float32] | None = None
+    lowest = np.inf
     total = config.restarts * config.iterations
     with tqdm(total=total, desc=f"k-means, c = {clusters}", unit="iteration") as bar:
         for restart in range(config.restarts):
@@ -227,18 +242,26 @@ def _fit(x: NDArray[np.float32], out: Path, clusters: int, config: ClusterConfig
                 bar.total -= done
                 bar.refresh()
             saved_at = time.monotonic()
-            for step in lloyd(rows, clusters, config.iterations - done, config.seed + restart, centroids):
+            for step in lloyd(rows, clusters, config.iterations - done, config.seed + restart, centroids, objective):
                 centroids, objective = step
                 done += 1
                 bar.update()
-                if done == config.iterations or time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
-                    with whole(file) as stream:
-                        np.savez(stream, centroids=centroids, done=done, objective=objective)
+                if time.monotonic() - saved_at >= CHECKPOINT_SECONDS:
+                    _save(file, *step, done)
                     saved_at = time.monotonic()
+            assert centroids is not None
+            bar.total -= config.iterations - done
+            _save(file, centroids, objective, config.iterations)
             if best is None or objective < lowest:
                 best, lowest = centroids, objective
     assert best is not None
     return best
+
+
+def _save(file: Path, centroids: NDArray[np.float32], objective: float, done: int) -> None:
+    """Keep a fit; with `done` all its iterations, it is complete, also where it stood still before."""
+    with whole(file) as stream:
+        np.savez(stream, centroids=centroids, done=done, objective=objective)
 
 
 def _summary(assignments: NDArray[np.int32], clusters: int, inertia: float) -> dict[str, Any]:

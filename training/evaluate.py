@@ -144,8 +144,7 @@ def estimate(splits: Sequence[Judged], statistic: Statistic, *, repetitions: int
         raise ValueError("a split judges fewer than three concepts; there is no triplet to judge.")
     rng = np.random.default_rng(seed)
 
-    def one(split: Judged, concepts: NDArray[np.int64]) -> float:
-        draw = int(rng.integers(len(split.model)))
+    def one(split: Judged, draw: int, concepts: NDArray[np.int64]) -> float:
         index = sample_triplets(len(concepts), TRIPLETS_PER_SAMPLE, rng)
         a, b, c = concepts[index].T
         index = index[(a != b) & (b != c) & (a != c)]
@@ -153,11 +152,15 @@ def estimate(splits: Sequence[Judged], statistic: Statistic, *, repetitions: int
         return statistic(split.model[draw][grid], split.pearson[draw][grid], split.vice[grid], index)
 
     every = [np.arange(len(split.vice)) for split in splits]
-    value = np.mean([one(s, all_) for s, all_ in zip(splits, every, strict=True) for _ in range(len(s.model))])
-    samples = [
-        np.mean([one(splits[s], _resample(every[s], rng)) for s in rng.integers(len(splits), size=len(splits))])
-        for _ in range(repetitions)
-    ]
+    value = np.mean([one(s, d, all_) for s, all_ in zip(splits, every, strict=True) for d in range(len(s.model))])
+
+    def sample() -> float:
+        drawn = [splits[i] for i in rng.integers(len(splits), size=len(splits))]
+        return float(
+            np.mean([one(s, int(rng.integers(len(s.model))), _resample(np.arange(len(s.vice)), rng)) for s in drawn])
+        )
+
+    samples = [sample() for _ in range(repetitions)]
     low, high = np.percentile(samples, [2.5, 97.5])
     return Estimate(float(value), float(low), float(high), sum(len(split.vice) for split in splits))
 
@@ -218,9 +221,14 @@ def mean(values: Matrix) -> Estimate:
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean over splits, with the mean interval of one split: splits share photos, so no narrower one is honest."""
+    """The mean over splits, with the interval of one split.
+
+    Half its width is the larger of a split's own and 1.96 standard deviations between splits: splits share
+    photos, so dividing by their number would promise too much, and a split has few concepts.
+    """
     value, low, high, n = (float(np.mean([getattr(e, k) for e in estimates])) for k in ("value", "low", "high", "n"))
-    return Estimate(value, low, high, round(n))
+    half = max((high - low) / 2, 1.96 * float(np.std([e.value for e in estimates])))
+    return Estimate(value, value - half, value + half, round(n))
 
 
 def nearest_neighbour(vectors: NDArray[np.float32], label: Sequence[str], query: NDArray[np.bool_]) -> Estimate:

@@ -64,7 +64,7 @@ def read_data(folder: Path) -> Data:
 
 
 def run(recipe: Recipe, data_folder: Path, out: Path) -> dict[str, Any]:
-    """Do every stage that is not complete yet and return the figures.
+    """Extract and learn what is not there yet, then measure, and return the figures.
 
     Raises:
         ValueError: bad data (named), or `out` belongs to another recipe or other inputs.
@@ -103,9 +103,21 @@ def write_json(file: Path, value: Any) -> None:
     temporary.replace(file)
 
 
+def input_hashes(data_folder: Path) -> dict[str, str]:
+    """Sha256 of each of `INPUTS`."""
+    return {name: hashlib.sha256((data_folder / name).read_bytes()).hexdigest() for name in INPUTS}
+
+
+def require_inputs(data_folder: Path, trained_on: dict[str, str]) -> None:
+    """Raises ValueError naming the files that are not those a run was trained on."""
+    given = input_hashes(data_folder)
+    if other := sorted(name for name in trained_on if given.get(name) != trained_on[name]):
+        raise ValueError(f"{data_folder}: {other} are not the files that the run was trained on.")
+
+
 def _claim(recipe: Recipe, data_folder: Path, out: Path) -> None:
     """Write what this run is made of, or refuse a folder that is made of something else."""
-    inputs = {name: hashlib.sha256((data_folder / name).read_bytes()).hexdigest() for name in INPUTS}
+    inputs = input_hashes(data_folder)
     identity = {"recipe": json.loads(json.dumps(asdict(recipe))), "inputs": inputs}
     file = out / "recipe.json"
     if file.exists():
@@ -201,7 +213,7 @@ def _split_figures(
         hits.append(evaluate.proportion(float((triplets.odd_one_out(sims) == 2).sum()), len(sims)))
         given = triplets.odd_probabilities(sims, temperature)[:, 2]
         probabilities.append(evaluate.mean(given))
-    where = f"mean of {len(splits)} splits, 95 % normal interval of one split"
+    where = f"mean of {len(splits)} splits, 95 % interval of one split"
     vehicle = f"held-out concepts by THINGS category; {where}"
     return [
         _figure(

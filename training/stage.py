@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-BLOCK = 2**26
-"""Bytes of features held at once while they are read through."""
+BLOCK = 2**22
+"""Bytes of features held at once while they are read through: few enough for the cache."""
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def read_features(file: Path) -> tuple[NDArray[np.float32], str]:
             finite = np.isfinite(block).all(1)
             if not finite.all():
                 raise ValueError(f"{file}, row {start + int((~finite).argmax())}: a feature is not finite.")
-            digest.update(block)
+            digest.update(block.data)
             bar.update(block.nbytes)
     return features, digest.hexdigest()
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 
 from app import errors, intake, replies
+from app.errors import ServiceError
 from app.exchange import body_schema, deadline, fields_of, head, receive, usage
 from app.intake import Body
 from app.schemas import EmbedOptions, EmbedReply, EmbedRequest
@@ -79,6 +80,8 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 async def _parse_embed(request: Request, body: Body, service: Service) -> tuple[EmbedOptions, list[bytes]]:
     settings = service.settings
     query = dict(request.query_params)
+    if len(query) < len(request.query_params.multi_items()):
+        raise ServiceError("invalid_request", "a query parameter is given twice.")
     if body.media_type.startswith("image/"):
         return intake.validate(EmbedOptions, query), [body.content]
     intake.no_query(query)

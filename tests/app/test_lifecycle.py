@@ -137,6 +137,20 @@ def test_a_body_that_never_ends_is_408_and_the_next_request_is_served(serve: Ser
     assert embed(client, 0).status_code == 200
 
 
+def test_the_time_a_body_takes_is_not_the_services_lateness(serve: Serve) -> None:
+    client, sent = serve(body_timeout=0.2, request_timeout=0.05), []
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/embed", "query_string": b"", "headers": []}
+    client.portal.call(client.app, scope | {"http_version": "1.1"}, receive, send)
+    assert sent[0]["status"] == 408
+
+
 def test_a_client_that_hangs_up_while_sending_is_no_bug(serve: Serve) -> None:
     client, sent = serve(raise_bugs=False), []
 

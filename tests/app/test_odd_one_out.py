@@ -194,6 +194,17 @@ def test_max_entropy_abstains_exactly_where_the_answer_is_less_certain(
     assert (bound["odd_one_out"] is None) == (bound["abstained"] is not None)
 
 
+def test_a_threshold_exactly_met_still_answers_and_the_next_float_abstains(client: TestClient) -> None:
+    (free,) = judged(client, {"vectors": VECTORS})
+    lead, share = free["margin"], free["entropy_normalized"]
+    for option, met, missed in (
+        ("min_margin", lead, np.nextafter(lead, 1)),
+        ("max_entropy", share, np.nextafter(share, 0)),
+    ):
+        assert judged(client, {"vectors": VECTORS, option: met})[0]["abstained"] is None
+        assert judged(client, {"vectors": VECTORS, option: float(missed)})[0]["abstained"] == option.split("_")[1]
+
+
 @pytest.mark.parametrize(
     ("asked", "index"),
     [

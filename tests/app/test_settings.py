@@ -72,9 +72,14 @@ def test_settings_do_not_change_after_the_start() -> None:
         Settings().max_images = 5
 
 
-@pytest.mark.parametrize("text", ["", " ", ",", " , "])
-def test_no_key_is_made_of_blanks(text: str) -> None:
-    assert Settings(api_keys=text).api_keys == ()
+def test_an_empty_variable_means_no_key() -> None:
+    assert Settings(api_keys="").api_keys == Settings(api_keys=" ").api_keys == ()
+
+
+@pytest.mark.parametrize("text", [",", " , ", "schlüssel", "two words", "good,b\x00d"])
+def test_keys_that_would_leave_the_service_open_or_never_match_are_refused(text: str) -> None:
+    with pytest.raises(ValidationError, match="api_keys"):
+        Settings(api_keys=text)
 
 
 def test_the_limits_are_plain_json_numbers() -> None:

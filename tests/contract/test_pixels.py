@@ -752,3 +752,13 @@ def test_exif_transpose_and_load_pixels_turn_alike() -> None:
         upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
         assert upright.size == (20, 31) and stored.size in ((20, 31), (31, 20))
         np.testing.assert_array_equal(load_pixels(data, as_stored(20, 31)), channels_first(upright))
+
+
+def test_a_png_of_many_colour_profiles_is_refused_before_any_is_unpacked() -> None:
+    # Each kilobyte unpacks to a megabyte: ten megabytes of them keep Pillow busy for half a minute.
+    good = encoded(noise(20, 20), "PNG")
+    profile = b"a\0\0" + zlib.compress(bytes(2**20))
+    chunk = struct.pack(">I", len(profile)) + b"iCCP" + profile + struct.pack(">I", zlib.crc32(b"iCCP" + profile))
+    assert load_pixels(good[:33] + chunk + good[33:], PixelSpec(height=8, width=8, resize="squash")).shape == (3, 8, 8)
+    with pytest.raises(ImageError, match="colour profiles"):
+        load_pixels(good[:33] + chunk * 2 + good[33:], PixelSpec(height=8, width=8, resize="squash"))

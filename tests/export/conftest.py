@@ -39,7 +39,7 @@ class Exported:
 def tiny_constants() -> Iterator[None]:
     """The tiny encoder is known, and parity takes as few photos as the tiny data have."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENCODERS, "tiny", tiny_encoder)  # type: ignore[arg-type]
+        patch.setitem(ENCODERS, "tiny", tiny_encoder)
         patch.setattr(packaging, "PARITY_PHOTOS", 48)
         patch.setattr(packaging, "CALIBRATION_PHOTOS", 8)
         yield

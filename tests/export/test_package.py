@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
+from onnx import numpy_helper
 
 from contract.bundle import Bundle, BundleError, check_golden, check_golden_pixels, read_bundle, sha256_of
+from contract.pixels import load_pixels
 from export import __main__ as command_line
 from export import package as packaging
 from export import parity
@@ -48,6 +51,7 @@ def quick(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packaging, "export_graph", lambda model, shape, file: shutil.copyfile(exported.file, file))
     monkeypatch.setattr(parity, "MAX_COSINE", {"fp32": 9.0})
     monkeypatch.setattr(parity, "MAX_FLIPS", {"fp32": 1.0})
+    monkeypatch.setattr(parity, "MAX_ENTROPY_CHANGE", {"fp32": 9.0})
 
 
 def test_the_bundle_opens_and_its_graph_gives_its_golden_vectors(made: tuple[Path, str]) -> None:
@@ -164,6 +168,26 @@ def test_a_run_that_makes_no_bundle_leaves_nothing_behind(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_a_precision_that_overflows_does_not_keep_another_from_leaving(
+    tiny_run: Run, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow(source: Path, target: Path, *_: Any) -> None:
+        model = onnx.load(str(source))
+        for tensor in model.graph.initializer:
+            if tuple(tensor.dims) == (8, 64, 1, 1):
+                tensor.CopyFrom(numpy_helper.from_array(np.full((8, 64, 1, 1), np.inf, np.float32), tensor.name))
+        onnx.save(model, str(target))
+
+    monkeypatch.setattr(packaging, "PRECISIONS", ("fp32", "fp16"))
+    monkeypatch.setattr(packaging, "convert", overflow)
+    monkeypatch.setattr(parity, "MAX_COSINE", {"fp32": 9.0, "fp16": 1e-3})
+    monkeypatch.setattr(parity, "MAX_FLIPS", {"fp32": 1.0, "fp16": 0.002})
+    manifest = packaged(tiny_run, tmp_path / "b", precisions=("fp16", "fp32")).manifest
+    assert manifest.precision == "fp32"
+    assert [row["passed"] for row in manifest.parity["rows"]] == [True, False]
+
+
 def test_parity_and_calibration_photos_are_different_ones(tiny_run: Run) -> None:
     photos = read_photos(tiny_run.data / "images.csv", CONCEPTS)
     pixels, calibration = packaging._sample_pixels(photos, tiny_encoder().pixels, seed=0)
@@ -185,7 +209,7 @@ def test_golden_images_are_small_lossless_and_of_the_photos_asked_for(made: tupl
     assert all(image.startswith(b"\x89PNG") for image in images)
     for image, photo in zip(images, golden_of(tiny_run), strict=True):
         spec = tiny_encoder().pixels
-        same = packaging.load_pixels(image, spec), packaging.load_pixels(photo.read_bytes(), spec)
+        same = load_pixels(image, spec), load_pixels(photo.read_bytes(), spec)
         assert np.array_equal(*same)  # 16 x 16: nothing had to shrink
 
 
@@ -222,7 +246,7 @@ def test_the_command_prints_the_report_and_the_space(
     ("change", "message"),
     [
         ({"run": "nowhere"}, "nowhere lacks recipe.json"),
-        ({"--data": "nowhere"}, "vice_embedding.npy"),
+        ({"--data": "nowhere"}, "images.csv"),
         ({"--golden": "gone.png"}, "gone.png"),
         ({"--golden": "notes.txt"}, "notes.txt"),
     ],
@@ -239,3 +263,13 @@ def test_the_command_exits_1_with_the_fault(
     assert str(stopped.value.code).startswith("error: ")
     assert message in str(stopped.value.code)
     assert not (tmp_path / "b").exists()
+
+
+def test_data_that_the_run_was_not_trained_on_are_refused(tiny_run: Run, tmp_path: Path, quick: None) -> None:
+    shutil.copytree(tiny_run.data, tmp_path / "data")
+    with (tmp_path / "data/images.csv").open("a") as stream:
+        stream.write("images/none-0.png,imagenet,nothing,,\n")
+    with pytest.raises(ValueError, match=r"\['images.csv'\] are not the files"):
+        packaging.package(
+            tiny_run.folder, tmp_path / "data", tmp_path / "b", precisions=("fp32",), golden_photos=golden_of(tiny_run)
+        )

@@ -1,7 +1,6 @@
 """The parity gate: the model itself passes, anything that judges otherwise does not."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +97,12 @@ def test_one_minus_cosine_is_the_worst_of_the_rows() -> None:
     assert one_minus_cosine(a, -a) == pytest.approx(2)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_one_minus_cosine_of_vectors_that_are_not_finite_is_beyond_every_gate(bad: float) -> None:
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # how it is found is not our matter
+@pytest.mark.parametrize("bad", [[np.nan, 1], [np.inf, 1], [0, 0]])
+def test_one_minus_cosine_of_a_vector_without_direction_is_beyond_every_gate(bad: list[float]) -> None:
     a, b = np.ones((3, 2), np.float32), np.ones((3, 2), np.float32)
-    b[1, 0] = bad
-    with np.errstate(invalid="ignore"):
-        assert not one_minus_cosine(a, b) <= max(MAX_COSINE.values())
+    b[1] = bad
+    assert not one_minus_cosine(a, b) <= max(MAX_COSINE.values())
 
 
 def test_one_minus_cosine_sees_differences_that_single_precision_does_not() -> None:
@@ -124,4 +123,3 @@ def test_every_precision_has_its_gates_and_the_reports_line() -> None:
     assert [line.split()[-1] for line in lines] == ["False", "True", "True", "True"]
     assert all("0.10%" in line and " 2.0 " in line for line in lines)
     assert len(head.split("  ")) > 5
-    assert parity.as_json(rows) == [asdict(row) for row in rows]

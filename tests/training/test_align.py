@@ -119,6 +119,13 @@ def test_the_same_seed_gives_the_same_transform_and_another_seed_another() -> No
     assert not same_bits(world.learn(config, seed=1), world.learn(config, seed=2))
 
 
+@pytest.mark.parametrize("change", [{"noise": 0.5}, {"penalty": 1.0}, {"triplets": 200}, {"steps": 4}, {"power": 0.9}])
+def test_every_constant_has_a_say(change: dict[str, Any]) -> None:
+    world, config = World(), replace(CONFIG, steps=3)
+    world.features = np.abs(world.features)
+    assert not same_bits(world.learn(config), world.learn(replace(config, **change)))
+
+
 def test_components_rotate_to_the_leading_axes_of_the_photos() -> None:
     world = World()
     transform = world.learn(replace(CONFIG, steps=1, learning_rate=1e-12, components=3))

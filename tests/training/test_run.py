@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ ON_BOTH_SPACES = {
 
 @pytest.fixture(autouse=True)
 def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ENCODERS, "tiny", tiny_encoder)  # type: ignore[arg-type]
+    monkeypatch.setitem(ENCODERS, "tiny", tiny_encoder)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, P
     """(data folder, run folder) of one finished run; tests copy what they change."""
     root = tmp_path_factory.mktemp("tiny")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENCODERS, "tiny", tiny_encoder)  # type: ignore[arg-type]
+        patch.setitem(ENCODERS, "tiny", tiny_encoder)
         run(TINY, write_tiny_data(root / "data"), root / "run")
     yield root / "data", root / "run"
 
@@ -228,6 +229,59 @@ def test_data_without_human_triplets_gives_all_other_figures(mine: tuple[Path, P
     }
 
 
+def test_human_responses_are_judged_in_the_order_they_saw_by_the_transform_that_has_not_seen_them(
+    finished: tuple[Path, Path],
+) -> None:
+    data, features = read_data(finished[0]), np.load(finished[1] / "features/00000000.npy")
+    base, aligned = stages._human(replace(TINY, draws=400), data, features, finished[1])
+    for figure, is_aligned in ((base, False), (aligned, True)):
+        hits = []
+        for concepts, odd in zip(data.responses.concepts, data.responses.odd, strict=True):
+            name = "-".join(map(str, sorted(concepts)))
+            x = Transform.load(finished[1] / f"human/without-{name}.npz").apply(features) if is_aligned else features
+            every = np.array(list(product(*map(data.photos.of_concept, concepts))))
+            sims = triplets.pair_similarities(x[every].astype(np.float64), "dot" if is_aligned else "cosine")
+            hits.append((triplets.odd_one_out(sims) == odd).mean())
+        assert figure["n"] == 5
+        assert figure["value"] == pytest.approx(np.mean(hits), abs=0.03)
+    assert "2 of the" in aligned["note"]
+
+
+def test_neighbours_are_sought_among_caltech_photos_in_each_space(finished: tuple[Path, Path]) -> None:
+    data = read_data(finished[0])
+    labels = sorted(set(data.photos.label))
+    perfect = np.eye(len(labels), dtype=np.float32)[[labels.index(label) for label in data.photos.label]]
+    base, aligned = stages._shipped(data, np.random.default_rng(0).normal(size=(68, 3)).astype(np.float32), perfect)
+    assert (base["space"], aligned["space"]) == ("base", "aligned")
+    assert base["value"] < 0.5
+    assert base["n"] == aligned["n"] == data.photos.dataset.count("caltech101") == 48
+    assert aligned["value"] == pytest.approx(32 / 48)  # 16 concepts have one Caltech photo, and so no neighbour
+
+
+def test_the_transform_that_is_exported_is_the_one_measured_last(
+    mine: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Any] = []
+
+    def shipped(*given: Any) -> list[Any]:
+        measured.extend(given)
+        return []
+
+    monkeypatch.setattr(stages, "_shipped", shipped)
+    run(TINY, *mine)
+    _, features, vectors = measured
+    assert np.array_equal(vectors, Transform.load(mine[1] / "transform.npz").apply(features))
+
+
+def test_neighbours_of_a_split_are_sought_for_classes_not_trained_on(finished: tuple[Path, Path]) -> None:
+    data, figures = read_data(finished[0]), json.loads((finished[1] / "figures.json").read_text())["figures"]
+    concept = data.photos.concept[np.array(data.photos.dataset) == "caltech101"]
+    trained = [split_concepts(data.photos.concepts, TINY.held_out, seed)[0] for seed in TINY.split_seeds]
+    expected = np.mean([np.count_nonzero(~np.isin(concept, train)) for train in trained])
+    (n, other_n) = (f["n"] for f in figures if f["name"] == "Caltech-101 1-NN, classes not trained on")
+    assert n == other_n == round(expected) < 48
+
+
 # --- the command line --------------------------------------------------------------------------
 
 
@@ -251,7 +305,7 @@ def test_the_command_exits_1_with_the_fault_on_bad_data(tmp_path: Path) -> None:
     data = write_tiny_data(tmp_path / "data")
     vice = read_vice(data / "things/vice_embedding.npy")
     np.save(data / "things/vice_embedding.npy", vice - 1)
-    command = [sys.executable, "-m", "training", "run", "starter", "--data", data, "--out", tmp_path / "run"]
+    command = [sys.executable, "-m", "training", "run", "starter", "--data", str(data), "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")

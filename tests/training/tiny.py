@@ -114,7 +114,10 @@ def write_tiny_data(folder: Path, repainted: Sequence[int] = ()) -> Path:
         write_photo(folder / f"images/none-{i}.png", np.random.default_rng(i).random(3), seed=9000 + i)
         rows.append([f"images/none-{i}.png", "imagenet", "nothing", "", ""])
     write_rows(folder / "images.csv", rows)
-    kinds = [["things_index", "categories"], *([c, "thing; vehicle" if c % 2 else "animal"] for c in range(CONCEPTS))]
+    kinds: list[list[Any]] = [
+        ["things_index", "categories"],
+        *([c, "thing; vehicle" if c % 2 else "animal"] for c in range(CONCEPTS)),
+    ]
     write_rows(folder / "things/concepts.csv", kinds)
     np.save(folder / "things/vice_embedding.npy", (4 * vice).astype(np.float32))
     responses = [[0, 2, 1, 2], [1, 2, 0, 0], [2, 1, 0, 0], [5, 7, 4, 2], [4, 7, 5, 0]]

@@ -1,0 +1,122 @@
+"""Which images a distillation step embeds, and which triplets it forms among them.
+
+An encoder pass is what costs, so the two feeds differ in how many triplets they get out of one:
+
+- `triplet`, the reference's way: b triplets drawn from the whole set, three passes a triplet;
+- `in-batch`: B images, a few clusters at a time, embedded once; many triplets formed among them.
+
+Both give rows of images and positions of triplets among those rows, so one loss serves both. A step is a
+function of (seed, step) alone: resuming needs no state, and every process of a distributed run agrees.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Sampling = Literal["random", "border"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Rows of the images to embed, [m], and triplets as positions among them, [t, 3]."""
+
+    rows: NDArray[np.int64]
+    index: NDArray[np.int64]
+
+
+Feed = Callable[[int], Step]
+"""Step number to what that step does."""
+
+
+def groups_of(label: NDArray[np.int64], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Rows of each label, for labels with at least two rows; a border triplet needs two of a kind."""
+    found = label[rows]
+    groups = [rows[found == value] for value in np.unique(found)]
+    return [group for group in groups if len(group) >= 2]
+
+
+def border_triplets(label: NDArray[np.int64], size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Triplets [t, 3] of positions: two with one label, the third with another; t is a little below `size`.
+
+    Args:
+        label: [m] cluster or class of each position.
+    """
+    order = np.argsort(label, kind="stable")
+    first = np.searchsorted(label[order], label)  # where the position's own group starts in `order`
+    _, group, counts = np.unique(label, return_inverse=True, return_counts=True)
+    count = counts[group]
+    i = rng.integers(len(label), size=size)
+    j = order[first[i] + rng.integers(count[i])]
+    k = rng.integers(len(label), size=size)
+    good: NDArray[np.bool_] = (i != j) & (label[k] != label[i])
+    index: NDArray[np.int64] = np.stack([i, j, k], 1)
+    return index[good]
+
+
+def random_triplets(n: int, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Triplets [t, 3] of three different positions below n; t is a little below `size`."""
+    index: NDArray[np.int64] = rng.integers(n, size=(size, 3))
+    i, j, k = index.T
+    different: NDArray[np.bool_] = (i != j) & (j != k) & (i != k)
+    return index[different]
+
+
+def in_batch(
+    rows: NDArray[np.int64],
+    label: NDArray[np.int64],
+    *,
+    batch: int,
+    per_group: int,
+    triplets: int,
+    sampling: Sampling,
+    seed: int,
+) -> Feed:
+    """`batch` images a step, `per_group` of each drawn group, and about `triplets` triplets among them.
+
+    Groups are drawn in proportion to their size, so that every image is equally likely.
+
+    Raises:
+        ValueError: no group of two images, or a batch that holds fewer than two groups.
+    """
+    groups = groups_of(label, rows)
+    n_groups = batch // per_group
+    if not groups or n_groups < 2 or len(groups) < 2:
+        raise ValueError(
+            f"{len(groups)} groups of two or more images, {n_groups} a batch; expected at least 2 of each."
+        )
+    share = np.array([len(group) for group in groups], np.float64)
+    share /= share.sum()
+
+    def step(number: int) -> Step:
+        rng = np.random.default_rng([seed, number])
+        chosen = rng.choice(len(groups), min(n_groups, len(groups)), replace=False, p=share)
+        drawn = [rng.choice(groups[g], min(per_group, len(groups[g])), replace=False) for g in chosen]
+        embedded = np.concatenate(drawn)
+        make = border_triplets(label[embedded], triplets, rng) if sampling == "border" else None
+        return Step(embedded, random_triplets(len(embedded), triplets, rng) if make is None else make)
+
+    return step
+
+
+def triplet_feed(
+    rows: NDArray[np.int64], label: NDArray[np.int64], *, batch: int, sampling: Sampling, seed: int
+) -> Feed:
+    """`batch` triplets a step from the whole set, three images each."""
+    position_label = label[rows]
+
+    def step(number: int) -> Step:
+        rng = np.random.default_rng([seed, number])
+        found = np.empty((0, 3), np.int64)
+        while len(found) < batch:
+            more = (
+                border_triplets(position_label, batch * 2, rng)
+                if sampling == "border"
+                else random_triplets(len(rows), batch * 2, rng)
+            )
+            found = np.concatenate([found, more])
+        return Step(rows[found[:batch].ravel()], np.arange(3 * batch).reshape(batch, 3))
+
+    return step
