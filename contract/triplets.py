@@ -96,6 +96,19 @@ def pair_similarities(vectors: A, kernel: Kernel = "dot") -> A:
     return out
 
 
+def similarities_at(matrix: A, index: A) -> A:
+    """Similarities of the pairs 01, 02, 12 of triplets [t, 3], read from a similarity matrix [n, n]: [t, 3].
+
+    Args:
+        matrix: [n, n] similarities between n images.
+        index: [t, 3] whole numbers below n, of the same kind of array as `matrix`.
+    """
+    m: Any = matrix
+    i: Any = index
+    out: A = _namespace(m).stack([m[i[:, a], i[:, b]] for a, b in PAIRS], -1)
+    return out
+
+
 def similarity_matrix(queries: A, candidates: A, kernel: Kernel = "dot") -> A:
     """Similarity of every query with every candidate: [n, d] and [m, d] to [n, m].
 

@@ -216,15 +216,10 @@ def _schedule(step: int, steps: int) -> float:
     return warm_up * 0.5 * (1 + float(np.cos(np.pi * (step + 1) / steps)))
 
 
-def _gather(gram: Tensor, index: Tensor) -> Tensor:
-    """Similarities [t, 3] of the pairs 01, 02, 12 from a Gram matrix [c, c] and triplets [t, 3]."""
-    return torch.stack([gram[index[:, i], index[:, j]] for i, j in triplets.PAIRS], -1)
-
-
 def _kl(aligned: Tensor, targets: Tensor, index: Tensor) -> Tensor:
     """Mean KL(p* || q) over triplets, in nats (equation 3, first term)."""
-    log_p = triplets.pair_log_probabilities(_gather(targets @ targets.T, index))
-    log_q = triplets.pair_log_probabilities(_gather(aligned @ aligned.T, index))
+    log_p = triplets.pair_log_probabilities(triplets.similarities_at(targets @ targets.T, index))
+    log_q = triplets.pair_log_probabilities(triplets.similarities_at(aligned @ aligned.T, index))
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
 

@@ -80,11 +80,6 @@ def divergence(similarities: Tensor, target: Tensor, *, loss: Loss, temperature:
     return to_middle.sum(-1).mean() / 2
 
 
-def gather(gram: Tensor, index: Tensor) -> Tensor:
-    """Similarities [t, 3] of the pairs 01, 02, 12 from [m, m] and triplets [t, 3]."""
-    return torch.stack([gram[index[:, i], index[:, j]] for i, j in triplets.PAIRS], -1)
-
-
 def learning_rate(config: DistillConfig, step: int) -> float:
     """Linear warm-up, then cosine to zero at the last step."""
     if step < config.warmup:
@@ -190,8 +185,9 @@ class _Trainer:
             padded = nn.functional.pad(z, (0, 0, 0, share - len(z)))
             z = torch.cat(all_gather(padded))[: len(rows)]  # type: ignore[no-untyped-call]  # [m, d]
         vectors = self.teacher[torch.from_numpy(rows)]  # [m, k]
-        target = triplets.pair_log_probabilities(gather(vectors @ vectors.T, index), config.teacher_temperature)
-        loss = divergence(gather(z @ z.T, index), target, loss=config.loss, temperature=config.temperature)
+        theirs, ours = (triplets.similarities_at(x @ x.T, index) for x in (vectors, z))  # [t, 3]
+        target = triplets.pair_log_probabilities(theirs, config.teacher_temperature)
+        loss = divergence(ours, target, loss=config.loss, temperature=config.temperature)
         metrics = {"divergence": loss.item()}
         if config.regression:
             distance = 1 - nn.functional.cosine_similarity(self.head(z), vectors).mean()

@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 
 from contract import triplets
 from contract.triplets import Kernel
+from training.feeds import random_triplets
 
 Matrix = NDArray[np.float64]
 TRIPLETS_PER_SAMPLE = 5_000
@@ -74,26 +75,14 @@ def judge_split(
     return Judged(np.stack(model), np.stack(pearson), vice @ vice.T)
 
 
-def gather(gram: Matrix, index: NDArray[np.int64]) -> Matrix:
-    """Similarities [t, 3] of the pairs 01, 02, 12 from [c, c] and triplets [t, 3]."""
-    return np.stack([gram[index[:, i], index[:, j]] for i, j in triplets.PAIRS], -1)
-
-
-def sample_triplets(n: int, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """About `size` random triplets [t, 3] of three different numbers below n."""
-    index: NDArray[np.int64] = rng.integers(n, size=(size, 3))
-    i, j, k = index.T
-    different: NDArray[np.bool_] = (i != j) & (j != k) & (i != k)
-    return index[different]
-
-
 # A statistic of one draw: (model gram, pearson gram, VICE gram, triplets over them) to a number.
 Statistic = Callable[[Matrix, Matrix, Matrix, NDArray[np.int64]], float]
 
 
 def agreement(model: Matrix, _: Matrix, vice: Matrix, index: NDArray[np.int64]) -> float:
     """Fraction of triplets with the odd one out that VICE finds most likely; a tie counts as wrong."""
-    return triplets.accuracy(gather(model, index), triplets.odd_one_out(gather(vice, index), "argmax"))
+    ours, theirs = (triplets.similarities_at(gram, index) for gram in (model, vice))
+    return triplets.accuracy(ours, triplets.odd_one_out(theirs, "argmax"))
 
 
 def rsa(_: Matrix, pearson: Matrix, vice: Matrix, __: NDArray[np.int64]) -> float:
@@ -110,8 +99,8 @@ def entropy_correlation(temperature: float) -> Statistic:
     """Spearman correlation between the model's entropy at a temperature and VICE's, over triplets."""
 
     def statistic(model: Matrix, _: Matrix, vice: Matrix, index: NDArray[np.int64]) -> float:
-        ours = triplets.entropy(triplets.pair_probabilities(gather(model, index), temperature))
-        theirs = triplets.entropy(triplets.pair_probabilities(gather(vice, index)))
+        ours = triplets.entropy(triplets.pair_probabilities(triplets.similarities_at(model, index), temperature))
+        theirs = triplets.entropy(triplets.pair_probabilities(triplets.similarities_at(vice, index)))
         return float(spearmanr(ours, theirs).statistic)
 
     return statistic
@@ -121,8 +110,8 @@ def divergence(temperature: float) -> Statistic:
     """Mean KL(VICE || model) in nats at a temperature."""
 
     def statistic(model: Matrix, _: Matrix, vice: Matrix, index: NDArray[np.int64]) -> float:
-        log_p = triplets.pair_log_probabilities(gather(vice, index))
-        log_q = triplets.pair_log_probabilities(gather(model, index), temperature)
+        log_p = triplets.pair_log_probabilities(triplets.similarities_at(vice, index))
+        log_q = triplets.pair_log_probabilities(triplets.similarities_at(model, index), temperature)
         return float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean())
 
     return statistic
@@ -145,7 +134,7 @@ def estimate(splits: Sequence[Judged], statistic: Statistic, *, repetitions: int
     rng = np.random.default_rng(seed)
 
     def one(split: Judged, draw: int, concepts: NDArray[np.int64]) -> float:
-        index = sample_triplets(len(concepts), TRIPLETS_PER_SAMPLE, rng)
+        index = random_triplets(len(concepts), TRIPLETS_PER_SAMPLE, rng)
         a, b, c = concepts[index].T
         index = index[(a != b) & (b != c) & (a != c)]
         grid = np.ix_(concepts, concepts)
@@ -200,9 +189,9 @@ def pooled(splits: Sequence[Judged], *, per_split: int, seed: int) -> tuple[Matr
     sims, log_p = [], []
     for split in splits:
         for gram in split.model:
-            index = sample_triplets(len(split.vice), per_split // len(split.model), rng)
-            sims.append(gather(gram, index))
-            log_p.append(triplets.pair_log_probabilities(gather(split.vice, index)))
+            index = random_triplets(len(split.vice), per_split // len(split.model), rng)
+            sims.append(triplets.similarities_at(gram, index))
+            log_p.append(triplets.pair_log_probabilities(triplets.similarities_at(split.vice, index)))
     return np.concatenate(sims), np.concatenate(log_p)
 
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import itertools
-import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +15,7 @@ from tqdm import tqdm
 from contract.pixels import ImageError, PixelSpec, load_pixels
 from training.encoders import Encoder, features_of
 from training.photos import Photos
+from training.stage import claim, write_array
 
 SHARD = 512
 """Photos in one file; a killed run loses at most this many."""
@@ -37,31 +36,18 @@ def extract(encoder: Encoder, name: str, photos: Photos, folder: Path, *, worker
         ValueError: a photo cannot be read (named), or `folder` holds the shards of other photos or encoders.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, {"encoder": name, "pixels": encoder.pixels.to_json(), "photos": _digest(photos)})
+    identity = {"encoder": name, "pixels": encoder.pixels.to_json(), "photos": _digest(photos)}
+    claim(folder / "identity.json", identity, ("pillow", "torch"))
     starts = range(0, len(photos), SHARD)
     with tqdm(total=len(photos), desc=f"features of {name}", unit="photo") as bar:
         for start in starts:
             shard = folder / f"{start:08d}.npy"
             rows = photos.paths[start : start + SHARD]
             if not shard.exists():
-                write_whole(shard, _encode(encoder, photos.root, rows, workers, bar))
+                write_array(shard, _encode(encoder, photos.root, rows, workers, bar))
             else:
                 bar.update(len(rows))
     return np.concatenate([np.load(folder / f"{start:08d}.npy", allow_pickle=False) for start in starts])
-
-
-def _claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Write what the shards of `folder` are, or check that they are that already."""
-    file = folder / "identity.json"
-    text = json.dumps(identity, indent=2, sort_keys=True)
-    if not file.exists():
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(text)
-        temporary.replace(file)
-    elif file.read_text() != text:
-        raise ValueError(
-            f"{folder} holds features of other photos, pixels or another encoder; remove it or use another."
-        )
 
 
 def _digest(photos: Photos) -> str:
@@ -70,16 +56,6 @@ def _digest(photos: Photos) -> str:
     for path in photos.paths:
         digest.update(f"{path}\0{(photos.root / path).stat().st_size}\n".encode())
     return digest.hexdigest()
-
-
-def write_whole(file: Path, array: NDArray[Any]) -> None:
-    """Save an array so that `file` is either absent or whole, whatever kills the process."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("wb") as stream:
-        np.save(stream, array, allow_pickle=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
 
 
 def _encode(encoder: Encoder, root: Path, paths: Sequence[str], workers: int, bar: Any) -> NDArray[np.float32]:

@@ -9,11 +9,8 @@ figures.json             what the splits say about it, temperatures, intervals
 """
 
 import hashlib
-import json
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from training.evaluate import Estimate, Judged
 from training.features import extract
 from training.photos import Photos, read_photos
 from training.recipe import Recipe
+from training.stage import claim, write_json
 from training.tables import read_rows
 from training.things import Responses, read_responses, read_vice
 
@@ -71,7 +69,8 @@ def run(recipe: Recipe, data_folder: Path, out: Path) -> dict[str, Any]:
     """
     data = read_data(data_folder)
     out.mkdir(parents=True, exist_ok=True)
-    _claim(recipe, data_folder, out)
+    identity = {"recipe": asdict(recipe), "inputs": input_hashes(data_folder)}
+    claim(out / "recipe.json", identity, ("numpy", "pillow", "scipy", "torch"))
     encoder = ENCODERS[recipe.encoder]()
     features = extract(encoder, recipe.encoder, data.photos, out / "features")
     splits = {seed: split_concepts(data.photos.concepts, recipe.held_out, seed) for seed in recipe.split_seeds}
@@ -96,13 +95,6 @@ def split_concepts(
     return np.sort(order[k:]), np.sort(order[:k])
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    temporary.replace(file)
-
-
 def input_hashes(data_folder: Path) -> dict[str, str]:
     """Sha256 of each of `INPUTS`."""
     return {name: hashlib.sha256((data_folder / name).read_bytes()).hexdigest() for name in INPUTS}
@@ -113,21 +105,6 @@ def require_inputs(data_folder: Path, trained_on: dict[str, str]) -> None:
     given = input_hashes(data_folder)
     if other := sorted(name for name in trained_on if given.get(name) != trained_on[name]):
         raise ValueError(f"{data_folder}: {other} are not the files that the run was trained on.")
-
-
-def _claim(recipe: Recipe, data_folder: Path, out: Path) -> None:
-    """Write what this run is made of, or refuse a folder that is made of something else."""
-    inputs = input_hashes(data_folder)
-    identity = {"recipe": json.loads(json.dumps(asdict(recipe))), "inputs": inputs}
-    file = out / "recipe.json"
-    if file.exists():
-        stored = json.loads(file.read_text())
-        changed = [key for key in identity if stored.get(key) != identity[key]]
-        if changed:
-            raise ValueError(f"{out} was made with another {' and other '.join(changed)}; remove it or choose another.")
-        return
-    libraries = {name: version(name) for name in ("numpy", "pillow", "scipy", "torch")}
-    write_json(file, identity | {"versions": {"python": platform.python_version(), **libraries}})
 
 
 def _fit(

@@ -17,10 +17,10 @@ from contract import triplets
 from training import probing
 from training.align import Transform
 from training.folds import Fold, object_folds
+from training.probe_grid import Grid, probe
 from training.probing import (
     Batch,
     Fitted,
-    Grid,
     Objective,
     ProbeConfig,
     ProbeData,
@@ -31,7 +31,6 @@ from training.probing import (
     local_loss,
     norm_penalty,
     objective_value,
-    probe,
 )
 from training.vice_data import simulate_choices
 

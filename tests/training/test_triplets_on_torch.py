@@ -22,6 +22,7 @@ from contract.triplets import (
     pair_log_probabilities,
     pair_probabilities,
     pair_similarities,
+    similarities_at,
     similarity_matrix,
     tie_rate,
 )
@@ -131,3 +132,12 @@ def test_single_precision_stays_single_and_the_device_stays() -> None:
 def test_wrong_shapes_of_tensors_are_refused_with_their_shape(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
     with pytest.raises(ValueError, match=r"\(3, 2\)"):
         function(torch.zeros(3, 2))
+
+
+def test_similarities_read_from_a_matrix_are_those_of_the_vectors() -> None:
+    vectors = torch.randn(7, 4, dtype=torch.float64)
+    index = torch.tensor([[0, 1, 2], [6, 3, 5], [2, 0, 1]])
+    got = similarities_at(vectors @ vectors.T, index)
+    torch.testing.assert_close(got, pair_similarities(vectors[index]))
+    numpy = similarities_at((vectors @ vectors.T).numpy(), index.numpy())
+    np.testing.assert_array_equal(numpy, got.numpy())
