@@ -21,7 +21,7 @@ def main() -> None:
     """Do one command; exit 1 with a message for bad data."""
     parser = argparse.ArgumentParser(prog="python -m training", description="From human judgments to aligned models.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_run, _add_vice, _add_cluster, _add_triplets, _add_check):
+    for add in (_add_run, _add_vice, _add_cluster, _add_triplets, _add_check, _add_student):
         add(commands)
     args = parser.parse_args()
     try:
@@ -193,6 +193,35 @@ def _check(args: argparse.Namespace) -> None:
             load(args.path, names, read_options(args, Gates), features=features, classes=classes).report, indent=2
         )
     )
+
+
+# --- student ------------------------------------------------------------------------------------
+
+
+def _add_student(commands: Any) -> None:
+    from training.student import StudentRecipe
+
+    parser = _command(
+        commands,
+        "student",
+        _student,
+        "Distil a run's aligned teacher into a ViT, split by split. Reads the run folder --teacher and photos under "
+        "--data; writes checkpoints, vectors and figures.json to --out.",
+    )
+    parser.add_argument("recipe", choices=sorted(_recipes(StudentRecipe)), help="a student of training/recipes/")
+    parser.add_argument("--teacher", type=Path, required=True, help="a complete run folder of `run starter`")
+    parser.add_argument("--data", type=Path, required=True, help="folder with images.csv and things/")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make or to continue")
+
+
+def _student(args: argparse.Namespace) -> None:
+    from training.student import StudentRecipe, run_students
+
+    teacher = _recipes(Recipe)["starter"]
+    figures = run_students(_recipes(StudentRecipe)[args.recipe], teacher, args.teacher, args.data, args.out)
+    for model, estimates in figures.items():
+        for name, e in estimates.items():
+            print(f"{model:8} {name:44} {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}], n={e['n']}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ those concepts is embedded, clustered or judged in training: what the figures sa
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,10 @@ def run_students(
 
 
 def _plain(recipe: StudentRecipe) -> dict[str, Any]:
-    return asdict(recipe) | {"encoder": getattr(recipe.encoder, "__name__", repr(recipe.encoder))}
+    encoder = recipe.encoder
+    if isinstance(encoder, partial):
+        return asdict(recipe) | {"encoder": [encoder.func.__name__, *encoder.args]}
+    return asdict(recipe) | {"encoder": encoder.__name__}
 
 
 def _teacher_features(run: Path) -> NDArray[np.float32]:

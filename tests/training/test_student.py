@@ -10,6 +10,7 @@ from tests.training.tiny import TINY, tiny_encoder, write_tiny_data
 from training import student as stage
 from training.distill import DistillConfig
 from training.encoders import ENCODERS
+from training.recipes import student_vit_small
 from training.run import read_data, run, split_concepts
 from training.student import StudentRecipe, run_students
 
@@ -82,3 +83,9 @@ def test_a_teacher_run_without_the_split_is_refused(teacher: tuple[Path, Path], 
     (teacher[1] / "splits/seed-1.npz").unlink()
     with pytest.raises(ValueError, match="no split 1"):
         run_students(RECIPE, TINY, teacher[1], teacher[0], tmp_path / "out")
+
+
+def test_the_identity_of_the_shipped_student_names_its_encoder_and_size() -> None:
+    identity = json.loads(json.dumps(stage._plain(student_vit_small.RECIPE)))
+    assert identity["encoder"] == ["vit_small_focus", 126]
+    assert identity["distill"]["temperature"] == 100
