@@ -1,5 +1,6 @@
 """Fixtures of every room: the toy bundle, a client of a live app over it, the folder of real data."""
 
+import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,14 @@ import pytest
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from tests.toy import write_toy_bundle
+
+NO_TORCH = importlib.util.find_spec("torch") is None
+collect_ignore = ["training", "export"] if NO_TORCH else []
+
+
+def pytest_report_header() -> str:
+    """Say what is left out, so that a bare `pytest` in the serving environment does not pass for everything."""
+    return "no torch here: tests/training and tests/export are left out, see `make test-training`" if NO_TORCH else ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

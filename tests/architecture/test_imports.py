@@ -1,5 +1,6 @@
 """The import arrows, seen from outside: what a fresh process really loads."""
 
+import os
 import subprocess
 import sys
 from importlib import util
@@ -27,6 +28,7 @@ def test_the_contract_loads_numpy_and_pillow_only(module: str) -> None:
     assert not loaded_by(module) & others
 
 
+@pytest.mark.skipif("EXPECT_NO_TORCH" not in os.environ, reason="set by `make test-serving`")
 def test_this_environment_has_no_torch() -> None:
     # The third lock: these tests, and all of tests/app and tests/contract, run where torch is not installed.
     assert util.find_spec("torch") is None
