@@ -145,11 +145,11 @@ def _between(rng: np.random.Generator, groups: Groups, count: int, draw: Draw) -
     if chance < 1e-3:
         raise ValueError(f"three random images are of three classes in {chance:.2g} of draws; draw groups uniformly.")
     out = np.empty((count, 3), np.int64)
-    todo = np.arange(count)
-    while len(todo):
-        position = rng.integers(0, len(groups.rows), (len(todo), 3))
+    pending = np.arange(count)
+    while len(pending):
+        position = rng.integers(0, len(groups.rows), (len(pending), 3))
         of = np.sort(_group_at(groups, position), axis=1)
         fine = (of[:, 1:] != of[:, :-1]).all(1)
-        out[todo[fine]] = groups.rows[position[fine]]
-        todo = todo[~fine]
+        out[pending[fine]] = groups.rows[position[fine]]
+        pending = pending[~fine]
     return out

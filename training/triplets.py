@@ -222,11 +222,11 @@ def _shards(
     workers: int,
 ) -> None:
     """Write the shards of `folder` that are not there."""
-    todo = [(start, file) for start, file in _files(folder, config) if not file.exists()]
-    done = config.triplets - sum(min(config.shard, config.triplets - start) for start, _ in todo)
+    pending = [(start, file) for start, file in _files(folder, config) if not file.exists()]
+    done = config.triplets - sum(min(config.shard, config.triplets - start) for start, _ in pending)
     description = f"{config.split}_{config.sampling}"
     with tqdm(total=config.triplets, initial=done, desc=description, unit="triplet", unit_scale=True) as bar:
-        for start, file in todo:
+        for start, file in pending:
             rng = np.random.default_rng([config.seed, SPLITS.index(config.split), start])
             count = min(config.shard, config.triplets - start)
             drawn = sample(config.sampling, count, rng, len(x), groups, config.draw)
