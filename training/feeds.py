@@ -95,8 +95,9 @@ def in_batch(
         chosen = rng.choice(len(groups), min(n_groups, len(groups)), replace=False, p=share)
         drawn = [rng.choice(groups[g], min(per_group, len(groups[g])), replace=False) for g in chosen]
         embedded = np.concatenate(drawn)
-        make = border_triplets(label[embedded], triplets, rng) if sampling == "border" else None
-        return Step(embedded, random_triplets(len(embedded), triplets, rng) if make is None else make)
+        if sampling == "border":
+            return Step(embedded, border_triplets(label[embedded], triplets, rng))
+        return Step(embedded, random_triplets(len(embedded), triplets, rng))
 
     return step
 

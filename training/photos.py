@@ -36,6 +36,11 @@ class Photos:
         """The concept numbers that have at least one photo, ascending."""
         return np.unique(self.concept[self.concept != NO_CONCEPT])
 
+    def of_dataset(self, name: str) -> tuple[NDArray[np.bool_], list[str]]:
+        """(which photos are of one dataset [n], the labels of those)."""
+        inside = np.array([dataset == name for dataset in self.dataset])
+        return inside, [label for label, own in zip(self.label, inside, strict=True) if own]
+
     def of_concept(self, concept: int) -> NDArray[np.int64]:
         """Row numbers of one concept's photos."""
         return np.flatnonzero(self.concept == concept)

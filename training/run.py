@@ -179,8 +179,7 @@ def _split_figures(
     temperature: float,
 ) -> list[dict[str, Any]]:
     """Nearest neighbours and animal/vehicle triplets, mean over the splits."""
-    caltech = np.array([name == "caltech101" for name in data.photos.dataset])
-    label = [name for name, inside in zip(data.photos.label, caltech, strict=True) if inside]
+    caltech, label = data.photos.of_dataset("caltech101")
     neighbours, probabilities, hits = [], [], []
     for seed, (train, held_out) in splits.items():
         x = features if space == "base" else vectors[seed]
@@ -264,8 +263,7 @@ def _human(recipe: Recipe, data: Data, features: NDArray[np.float32], out: Path)
 
 def _shipped(data: Data, features: NDArray[np.float32], vectors: NDArray[np.float32]) -> list[dict[str, Any]]:
     """Nearest neighbours of all Caltech-101 photos, with the transform that is exported."""
-    caltech = np.array([name == "caltech101" for name in data.photos.dataset])
-    label = [name for name, inside in zip(data.photos.label, caltech, strict=True) if inside]
+    caltech, label = data.photos.of_dataset("caltech101")
     everything = np.ones(int(caltech.sum()), bool)
     note = "leave-one-out, cosine; the exported transform, which has seen the concepts of these classes; 95 % Wald"
     return [

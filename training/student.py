@@ -173,8 +173,7 @@ def _clusters(
 
 
 def _nearest(data: Data, vectors: NDArray[np.float32], train: NDArray[np.int64]) -> Estimate:
-    caltech = np.array([name == "caltech101" for name in data.photos.dataset])
-    label = [name for name, inside in zip(data.photos.label, caltech, strict=True) if inside]
+    caltech, label = data.photos.of_dataset("caltech101")
     unseen = ~np.isin(data.photos.concept[caltech], train)
     return evaluate.nearest_neighbour(vectors[caltech], label, unseen)
 

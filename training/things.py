@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from contract import triplets
 from training.tables import read_rows, to_int
 
 
@@ -64,11 +63,3 @@ def read_responses(path: Path, n_concepts: int) -> Responses:
         row = int(repeated.argmax())
         raise ValueError(f"{path}, row {row}: {rows[row].tolist()} repeats a concept or has a position outside 0..2.")
     return Responses(concepts, odd)
-
-
-def posterior_log_probabilities(similarities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """VICE's choice log-probabilities [t, 3] (order of `contract.triplets.PAIRS`) from dot products [t, 3].
-
-    VICE was fitted at temperature 1, so its dot products are on the scale of log-odds already.
-    """
-    return triplets.pair_log_probabilities(similarities, 1.0)
