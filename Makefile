@@ -17,7 +17,7 @@ serve: .venv/.serve
 test: test-serving test-training
 
 # No torch in this environment: one of the three locks on the import rules.
-test-serving: .venv/.dev
+test-serving: .venv/.dev .venv-triton/.server
 	EXPECT_NO_TORCH=1 .venv/bin/python -m pytest tests/contract tests/app tests/architecture
 
 test-training: .venv-train/.train
@@ -44,13 +44,20 @@ starter: .venv-train/.train
 	touch $@
 
 .venv/.dev: .venv/.serve
-	.venv/bin/python $(PIP) --editable '.[cpu,dev]'
+	.venv/bin/python $(PIP) --editable '.[cpu,triton,dev]'
 	touch $@
 
 .venv-train/.train: pyproject.toml constraints.txt
 	test -x .venv-train/bin/python || $(PYTHON) -m venv .venv-train
-	.venv-train/bin/python $(PIP) --editable '.[cpu,dev,train]'
+	.venv-train/bin/python $(PIP) --editable '.[cpu,triton,dev,hub,train]'
 	touch $@
 
+# The real Triton server for the tests, 98 MB; apart from .venv because it wants numpy 1. Its wheel is for
+# Linux on x86-64 with glibc 2.35; elsewhere its tests are skipped, unless EXPECT_TRITON is set, as in CI.
+.venv-triton/.server: tests/triton-server.txt
+	test -x .venv-triton/bin/python || $(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $< \
+		&& touch $@ || echo 'no Triton server for this machine; its tests will be skipped'
+
 clean:
-	rm -rf .venv .venv-train build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-train .venv-triton build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,11 +1,12 @@
-"""From encoded images to vectors: admission, decoding threads, one inference thread.
+"""From encoded images to vectors: admission, decoding threads, and the inference thread of this process.
 
-    admission (a count of images) -> decode pool -> queue of ready tensors -> inference thread
+    admission (a count of images) -> decode pool -> engine
 
-A batch is whatever is ready when the inference thread is free, up to `max_batch`: nothing ever
-waits for a batch to fill, because on a CPU waiting buys nothing. The queue needs no bound of its
-own: no more images can be in it than were admitted. A failed image fails alone; a failed
-inference fails its own batch, and the thread lives on.
+The engine of this process is the batcher: a queue of ready tensors and one inference thread. A batch
+is whatever is ready when that thread is free, up to `max_batch`: nothing ever waits for a batch to
+fill, because on a CPU waiting buys nothing. The queue needs no bound of its own: no more images can be
+in it than were admitted. A failed image fails alone; a failed inference fails its own batch, and the
+thread lives on. Where Triton is the engine, its own batcher does all that, and there is no queue here.
 """
 
 import asyncio
@@ -15,39 +16,17 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine import Engine
+from app.engine import Engine, Graph, Vectors
 from app.errors import ServiceError
 from app.metrics import Metrics
+from app.timings import Timings
 from contract.pixels import ImageError, PixelLimits, PixelSpec, load_pixels
-
-Vectors = dict[str, NDArray[np.float32]]
-"""Space name to [n, size]."""
-
-
-@dataclass
-class Timings:
-    """Seconds one request spent in each stage; work done side by side counts once, by the slowest."""
-
-    stages: dict[str, float] = field(default_factory=dict)
-
-    def add(self, stage: str, seconds: float) -> None:
-        """Add seconds to a stage."""
-        self.stages[stage] = self.stages.get(stage, 0.0) + seconds
-
-    @contextlib.contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Add the time the block takes."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(stage, time.perf_counter() - start)
 
 
 @dataclass(frozen=True)
@@ -60,10 +39,12 @@ class _Row:
 
 
 class Batcher:
-    """The inference thread and the queue before it."""
+    """The engine of this process: the inference thread and the queue before it."""
 
-    def __init__(self, engine: Engine, max_batch: int, metrics: Metrics) -> None:
-        self._engine = engine
+    away: str | None = None
+
+    def __init__(self, graph: Graph, max_batch: int, metrics: Metrics) -> None:
+        self._graph = graph
         self._max_batch = max_batch
         self._metrics = metrics
         self._queue: queue.SimpleQueue[tuple[NDArray[Any], Future[_Row]] | None] = queue.SimpleQueue()
@@ -81,10 +62,18 @@ class Batcher:
         self._queue.put((pixels, future))
         return future
 
-    def close(self) -> None:
+    async def embed(self, pixels: Sequence[NDArray[Any]], timings: Timings) -> Vectors:
+        """See `Engine`. Images of other requests may share the batch."""
+        asked = time.perf_counter()
+        rows = await _all([asyncio.wrap_future(self.submit(image)) for image in pixels])
+        timings.add("queue", max(0.0, min(row.started for row in rows) - asked))
+        timings.add("inference", max(row.ended for row in rows) - min(row.started for row in rows))
+        return {space: np.stack([row.vectors[space] for row in rows]) for space in rows[0].vectors}
+
+    async def close(self) -> None:
         """Finish what is queued, then end the thread."""
         self._queue.put(None)
-        self._thread.join()
+        await asyncio.to_thread(self._thread.join)
 
     def _run(self) -> None:
         open_ = True
@@ -108,7 +97,7 @@ class Batcher:
         self._metrics.batch.observe(len(batch))
         started = time.perf_counter()
         try:
-            vectors = self._engine.embed(np.stack([pixels for pixels, _ in batch]))
+            vectors = self._graph.embed(np.stack([pixels for pixels, _ in batch]))
         except Exception as error:  # the batch is lost, the thread is not
             for _, future in batch:
                 future.set_exception(error)
@@ -131,29 +120,23 @@ class Embedder:
         spec: PixelSpec,
         limits: PixelLimits,
         *,
-        max_batch: int,
         decode_threads: int,
         max_admitted: int,
         metrics: Metrics,
     ) -> None:
         self._spec = spec
         self._limits = limits
-        self._batcher = Batcher(engine, max_batch, metrics)
+        self.engine = engine
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._max_admitted = max_admitted
         self._metrics = metrics
         self._admitted = 0
         self._seconds_per_image = 0.05  # moving average, for Retry-After
 
-    @property
-    def alive(self) -> bool:
-        """Whether the inference thread still runs."""
-        return self._batcher.alive
-
-    def close(self) -> None:
+    async def close(self) -> None:
         """Finish queued work and end every thread."""
-        self._decoders.shutdown(wait=True, cancel_futures=True)
-        self._batcher.close()
+        await asyncio.to_thread(self._decoders.shutdown, wait=True, cancel_futures=True)
+        await self.engine.close()
 
     @contextlib.contextmanager
     def _admission(self, n: int) -> Iterator[None]:
@@ -185,7 +168,8 @@ class Embedder:
             {space: [n, size]} float32.
 
         Raises:
-            ServiceError: too much admitted, or an image (named by index) that cannot be used.
+            ServiceError: too much admitted, an image (named by index) that cannot be used, or what the
+                engine raises.
         """
         first: dict[bytes, int] = {}
         for i, image in enumerate(images):
@@ -195,14 +179,12 @@ class Embedder:
             start = time.perf_counter()
             tensors = await self._decode([images[i] for i in unique], unique)
             decoded = time.perf_counter()
-            rows = await _all([asyncio.wrap_future(self._batcher.submit(t)) for t in tensors])
+            vectors = await self.engine.embed(tensors, timings)
         self._learn_cost((time.perf_counter() - start) / len(unique))
         timings.add("decode", decoded - start)
-        timings.add("queue", max(0.0, min(row.started for row in rows) - decoded))
-        timings.add("inference", max(row.ended for row in rows) - min(row.started for row in rows))
         position = {i: k for k, i in enumerate(unique)}
         order = [position[first[image]] for image in images]
-        return {space: np.stack([rows[k].vectors[space] for k in order]) for space in rows[0].vectors}
+        return {space: matrix[order] for space, matrix in vectors.items()}
 
     async def _decode(self, images: Sequence[bytes], indices: Sequence[int]) -> list[NDArray[Any]]:
         loop = asyncio.get_running_loop()

@@ -1,11 +1,12 @@
-"""The engine: one ONNX Runtime session, and proof that it is the one asked for.
+"""The engine: what turns pixels into vectors, in this process or elsewhere; here the ONNX Runtime session.
 
-An engine is one method, `embed(pixels) -> {space: vectors}`; the batcher needs nothing else.
+`Engine` is what a request sees. There are two: `app.batching.Batcher`, which feeds the session below
+from one thread, and `app.triton_engine.TritonEngine`, which asks a Triton server.
 """
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.bundle import GRAPH_INPUT, Bundle, GraphMismatch, check_golden, check_golden_pixels
+from app.timings import Timings
+from contract.bundle import GRAPH_INPUT, Bundle, check_golden, check_golden_pixels
+from contract.graph import check_graph
 
 log = logging.getLogger("alignet")
 
@@ -25,12 +28,43 @@ DISTRIBUTIONS = frozenset(
 )
 
 
+Vectors = dict[str, NDArray[np.float32]]
+"""Space name to [n, size]."""
+
+
 class EngineUnavailable(RuntimeError):
     """No session can be had as asked: wrong installation, or another provider than asked for."""
 
 
 class Engine(Protocol):
-    """What runs the graph."""
+    """What turns pixels into vectors, for all requests at once and on the event loop. It batches as suits it."""
+
+    @property
+    def alive(self) -> bool:
+        """False once the process must be restarted to serve again."""
+        ...
+
+    @property
+    def away(self) -> str | None:
+        """Why nothing can be embedded now although it may be later; None if it can."""
+        ...
+
+    async def embed(self, pixels: Sequence[NDArray[Any]], timings: Timings) -> Vectors:
+        """Images [3, height, width], n of them, to {space: [n, size]}, finite, within `timings.until`.
+
+        Raises:
+            ServiceError: no answer to be had, or none that can be used.
+            TimeoutError: `timings.until` is over.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Finish or give up what was asked, and free everything."""
+        ...
+
+
+class Graph(Protocol):
+    """What runs the graph in the thread that calls it."""
 
     def embed(self, pixels: NDArray[Any]) -> Mapping[str, NDArray[np.float32]]:
         """[n, 3, height, width] to {space: [n, size]}."""
@@ -112,26 +146,6 @@ class OnnxEngine:
     def embed(self, pixels: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """[n, 3, height, width] to {space: [n, size]}; runs without the GIL."""
         return dict(zip(self._spaces, self._session.run(self._spaces, {GRAPH_INPUT: pixels}), strict=True))
-
-
-def check_graph(bundle: Bundle, inputs: list[Any], outputs: list[Any]) -> None:
-    """Raises GraphMismatch unless the graph has the input and outputs that the manifest states.
-
-    Args:
-        inputs, outputs: as `InferenceSession.get_inputs()` and `get_outputs()` give them.
-    """
-    spec = bundle.manifest.pixels
-    element = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}[spec.dtype]
-    stated: dict[str, tuple[list[int], str]] = {GRAPH_INPUT: (list(spec.shape), element)}
-    stated |= {name: ([space.size], "tensor(float)") for name, space in bundle.manifest.spaces.items()}
-    found = {node.name: (list(node.shape), node.type) for node in (*inputs, *outputs)}
-    if [node.name for node in inputs] != [GRAPH_INPUT] or set(found) != set(stated):
-        raise GraphMismatch(f"{bundle.path}: graph has {sorted(found)}; the manifest states {sorted(stated)}.")
-    for name, (shape, dtype) in stated.items():
-        given, given_type = found[name]
-        # Axis 0 is the batch and must be dynamic (a name or None, never a number).
-        if not given or isinstance(given[0], int) or given[1:] != shape or given_type != dtype:
-            raise GraphMismatch(f"{bundle.path}: {name} is {given_type} {given}; expected {dtype} ['batch', *{shape}].")
 
 
 def open_engine(bundle: Bundle, *, device: str, threads: int, max_batch: int, allow_cpu_fallback: bool) -> OnnxEngine:

@@ -40,6 +40,8 @@ Kind = Literal[
     "undecodable_image",
     "overloaded",
     "not_ready",
+    "engine_away",
+    "engine_failed",
     "deadline_exceeded",
     "internal",
 ]
@@ -78,6 +80,8 @@ TABLE: dict[Kind, Row] = {
     "undecodable_image": Row(422, "An image does not decode"),
     "overloaded": Row(429, "Too much work is queued"),
     "not_ready": Row(503, "The service is starting or draining"),
+    "engine_away": Row(503, "Triton, which runs the model, cannot be reached or serves another model"),
+    "engine_failed": Row(502, "Triton, which runs the model, gave no usable answer"),
     "deadline_exceeded": Row(504, "The request took longer than its deadline"),
     "internal": Row(500, "This is a bug"),
 }
@@ -101,6 +105,8 @@ REQUEST_KINDS: tuple[Kind, ...] = (
     "undecodable_image",
     "overloaded",
     "not_ready",
+    "engine_away",
+    "engine_failed",
     "deadline_exceeded",
     "internal",
 )

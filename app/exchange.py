@@ -10,11 +10,11 @@ from fastapi import Request
 from numpy.typing import NDArray
 
 from app import intake
-from app.batching import Timings
 from app.errors import ServiceError
 from app.intake import Body, Given
 from app.schemas import Options
 from app.service import ServedModel, Service
+from app.timings import Timings
 
 
 def service_of(request: Request) -> Service:
@@ -39,6 +39,7 @@ async def deadline(request: Request) -> AsyncIterator[None]:
         seconds = int(digits) / 1000
     try:
         async with asyncio.timeout(seconds):
+            request.state.timings.until = asyncio.get_running_loop().time() + seconds
             yield
     except TimeoutError as error:
         raise ServiceError("deadline_exceeded", f"no answer within {seconds:g} s.", limit=seconds) from error

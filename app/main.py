@@ -14,11 +14,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors, schemas
-from app.batching import Timings
 from app.errors import ServiceError
 from app.routes import about, embed, odd_one_out, similarity
 from app.service import VERSION, ServedModel, Service
 from app.settings import Settings
+from app.timings import Timings
 
 log = logging.getLogger("alignet")
 
@@ -51,7 +51,7 @@ def create_app(
                 raise
             on_failure(error)
         else:
-            if on_ready is not None:
+            if on_ready is not None and not service.draining:
                 on_ready(model)
 
     @contextlib.asynccontextmanager

@@ -53,7 +53,11 @@ class Metrics:
             registry=self.registry,
             buckets=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1),
         )
-        self.ready = Gauge("alignet_ready", "1 once the bundle is verified and warm.", registry=self.registry)
+        self.ready = Gauge(
+            "alignet_ready",
+            "1 while requests are served: bundle verified, engine there and warm.",
+            registry=self.registry,
+        )
         self.build = Gauge(
             "alignet_build_info", "Always 1.", ("version", "model", "fingerprint", "provider"), registry=self.registry
         )

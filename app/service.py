@@ -1,4 +1,4 @@
-"""What serves: the bundle with its engine and threads, and the state of the process around it."""
+"""What serves: the bundle with its engine, and the state of the process around it."""
 
 import asyncio
 import hashlib
@@ -8,42 +8,34 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from app.batching import Embedder
-from app.engine import cpu_quota, open_engine
+from app.batching import Batcher, Embedder
+from app.engine import Engine, cpu_quota, open_engine
 from app.errors import ServiceError
 from app.metrics import Metrics
 from app.schemas import ModelCard, ModelSummary, Options, SpaceCard
 from app.settings import Settings
-from contract.bundle import Bundle, Manifest, read_bundle, space_fingerprint
+from app.triton_engine import CHECK_SECONDS, open_triton
+from contract.bundle import Bundle, Manifest, check_golden_pixels, read_bundle, space_fingerprint
 
 log = logging.getLogger("alignet")
 VERSION = version("alignet-serve")
 
 
 class ServedModel:
-    """One bundle, verified and warm, with its own inference thread."""
+    """One bundle with the engine that embeds for it."""
 
-    def __init__(self, bundle: Bundle, settings: Settings, metrics: Metrics) -> None:
-        """Opens the engine, which takes seconds. Raises BundleError or EngineUnavailable."""
-        cpus = cpu_quota()
-        threads = settings.inference_threads or cpus
-        decode_threads = settings.decode_threads or min(8, max(1, cpus // 2))
-        max_batch = settings.max_batch or (4 if settings.device == "cpu" else 32)
-        engine = open_engine(
-            bundle,
-            device=settings.device,
-            threads=threads,
-            max_batch=max_batch,
-            allow_cpu_fallback=settings.allow_cpu_fallback,
-        )
-        log.info("%d CPUs: %d inference threads, %d decode threads", cpus, threads, decode_threads)
+    def __init__(
+        self, bundle: Bundle, engine: Engine, providers: list[str], settings: Settings, metrics: Metrics
+    ) -> None:
         self.manifest: Manifest = bundle.manifest
-        self.providers = engine.providers
+        self.engine = engine
+        self.providers = providers
+        decode_threads = settings.decode_threads or min(8, max(1, cpu_quota() // 2))
+        log.info("%d decode threads", decode_threads)
         self.embedder = Embedder(
             engine,
             bundle.manifest.pixels,
             settings.pixel_limits,
-            max_batch=max_batch,
             decode_threads=decode_threads,
             max_admitted=settings.max_admitted_images,
             metrics=metrics,
@@ -103,6 +95,32 @@ class ServedModel:
         )
 
 
+async def open_model(bundle_path: Path, settings: Settings, metrics: Metrics) -> ServedModel:
+    """Read and verify a bundle and start its engine, which is warm, or looking for its Triton.
+
+    Raises:
+        BundleError: the bundle, its graph or this installation's pixels are not as the manifest states.
+        EngineUnavailable: no engine as asked for.
+    """
+    bundle = await asyncio.to_thread(read_bundle, bundle_path)
+    if settings.triton_url:
+        await asyncio.to_thread(check_golden_pixels, bundle)
+        triton = open_triton(bundle, settings.triton_url, metrics)
+        return ServedModel(bundle, triton, ["triton"], settings, metrics)
+    threads = settings.inference_threads or cpu_quota()
+    max_batch = settings.max_batch or (4 if settings.device == "cpu" else 32)
+    graph = await asyncio.to_thread(
+        open_engine,
+        bundle,
+        device=settings.device,
+        threads=threads,
+        max_batch=max_batch,
+        allow_cpu_fallback=settings.allow_cpu_fallback,
+    )
+    log.info("%d inference threads, batches of at most %d", threads, max_batch)
+    return ServedModel(bundle, Batcher(graph, max_batch, metrics), graph.providers, settings, metrics)
+
+
 class Service:
     """The state one app shares between its requests."""
 
@@ -111,47 +129,48 @@ class Service:
         self.metrics = Metrics()
         self.draining = False
         self._model: ServedModel | None = None
+        self.metrics.ready.set_function(lambda: float(self.ready))
         self._keys = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in settings.api_keys]
 
     async def load(self, bundle_path: Path) -> ServedModel:
-        """Read, verify and warm the bundle in a thread; the service is ready after this."""
+        """Read, verify and warm the bundle; the service is ready after this, or already draining."""
         start = time.perf_counter()
-
-        def open_model() -> ServedModel:
-            return ServedModel(read_bundle(bundle_path), self.settings, self.metrics)
-
-        model = await asyncio.to_thread(open_model)
+        model = await open_model(bundle_path, self.settings, self.metrics)
         self._model = model
+        while model.engine.away and not self.draining:  # Triton may come later than we do
+            await asyncio.sleep(0.05)
         fingerprint = model.manifest.spaces["aligned"].fingerprint
         self.metrics.build.labels(VERSION, model.name, fingerprint, model.providers[0]).set(1)
-        self.metrics.ready.set(1)
-        log.info("model %s is ready after %.2f s, fingerprint %s", model.name, time.perf_counter() - start, fingerprint)
+        log.info(
+            "model %s is loaded after %.2f s, fingerprint %s", model.name, time.perf_counter() - start, fingerprint
+        )
         return model
 
     async def close(self) -> None:
         """Finish the queued work and end the threads."""
         self.draining = True
-        self.metrics.ready.set(0)
         if self._model is not None:
-            await asyncio.to_thread(self._model.embedder.close)
+            await self._model.embedder.close()
 
     @property
     def alive(self) -> bool:
         """False once a thread that serving needs has died."""
-        return self._model is None or self._model.embedder.alive
+        return self._model is None or self._model.engine.alive
 
     @property
     def ready(self) -> bool:
-        """Whether requests are served: bundle verified and warm, threads alive, not draining."""
-        return self._model is not None and not self.draining and self.alive
+        """Whether requests are served: bundle verified, engine there and warm, not draining."""
+        return self._model is not None and not self.draining and self.alive and self._model.engine.away is None
 
     def model(self, name: str | None = None) -> ServedModel:
         """The served model. Raises ServiceError: not ready, or another name."""
-        if self._model is None or not self.ready:
+        if self._model is None or self.draining or not self.alive:
             state = (
                 "draining" if self.draining else "starting" if self._model is None else "broken and must be restarted"
             )
             raise ServiceError("not_ready", f"the service is {state}.", retry_after=2)
+        if away := self._model.engine.away:
+            raise ServiceError("engine_away", away, retry_after=CHECK_SECONDS)
         if name not in (None, self._model.name):
             raise ServiceError("model_not_found", f"the model served here is {self._model.name!r}; see /models.")
         return self._model

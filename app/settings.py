@@ -7,7 +7,7 @@ a small machine; their reasons stand beside them. `python -m app --help` prints 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from contract.pixels import PixelLimits
@@ -34,6 +34,11 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 in a container.")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes any free one.")
 
+    triton_url: str = Field(
+        default="",
+        description="host:port of a Triton server's gRPC; it runs the graph instead of this process, and must serve "
+        "the bundle's own model (`python -m export triton`).",
+    )
     device: Literal["cpu", "cuda", "tensorrt"] = Field(
         default="cpu",
         description="ONNX Runtime provider. The session must really get it, or the service does not start.",
@@ -102,6 +107,25 @@ class Settings(BaseSettings):
         if (value.strip() and not keys) or not all(k.isascii() and k.isprintable() and " " not in k for k in keys):
             raise ValueError("expected keys of visible ASCII, with commas between; unset it to serve without keys")
         return keys
+
+    @field_validator("triton_url")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if value and not (
+            host and port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65536 and "/" not in host
+        ):
+            raise ValueError("expected host:port of Triton's gRPC endpoint, such as localhost:8001, without a scheme")
+        return value
+
+    @model_validator(mode="after")
+    def _one_engine(self) -> "Settings":
+        here = sorted({"device", "allow_cpu_fallback", "inference_threads", "max_batch"} & self.model_fields_set)
+        if self.triton_url and here:
+            raise ValueError(
+                f"{' and '.join(here)} is of an engine in this process; with triton_url, Triton has its own"
+            )
+        return self
 
     @property
     def pixel_limits(self) -> PixelLimits:

@@ -545,7 +545,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield staging
-        for file in staging.iterdir():
+        for file in filter(Path.is_file, staging.rglob("*")):
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
         staging.chmod(0o755)

@@ -27,12 +27,12 @@ def encoded(image: Image.Image, format_: str = "PNG", **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def toy_graph(path: Path, spec: PixelSpec) -> None:
+def toy_graph(path: Path, spec: PixelSpec, seed: int = 0) -> None:
     """uint8 pixels / 255, flattened; `base` keeps 5 sums, `aligned` is an affine map of them."""
     import onnx  # here, so that tests which need no graph need no onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     weights = {
         "flat": np.array([0, -1], np.int64),
         "scale": np.array(1 / 255, np.float32),
@@ -92,13 +92,13 @@ def toy_manifest(spec: PixelSpec) -> Manifest:
     )
 
 
-def write_toy_bundle(target: Path) -> Path:
+def write_toy_bundle(target: Path, seed: int = 0) -> Path:
     """A whole, honest bundle at `target`, which any engine runs in microseconds."""
     import onnxruntime as ort
 
     spec = PixelSpec(height=SIDE, width=SIDE, resize="squash", dtype="uint8")
     graph = target.with_suffix(".onnx")
-    toy_graph(graph, spec)
+    toy_graph(graph, spec, seed)
     images = tuple(encoded(photo(seed)) for seed in range(3))
     pixels = np.stack([load_pixels(image, spec) for image in images])
     aligned, base = ort.InferenceSession(graph).run(["aligned", "base"], {"pixels": pixels})

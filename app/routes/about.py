@@ -14,7 +14,7 @@ router = APIRouter()
 @router.get(
     "/models",
     response_model=ModelList,
-    responses=errors.responses("unauthorized", "not_ready"),
+    responses=errors.responses("unauthorized", "not_ready", "engine_away"),
     summary="Models served",
 )
 async def models(request: Request) -> ModelList:
@@ -27,7 +27,7 @@ async def models(request: Request) -> ModelList:
 @router.get(
     "/models/{name}",
     response_model=ModelCard,
-    responses=errors.responses("unauthorized", "model_not_found", "not_ready"),
+    responses=errors.responses("unauthorized", "model_not_found", "not_ready", "engine_away"),
     summary="Model card",
 )
 async def model_card(request: Request, name: str) -> ModelCard:
@@ -48,10 +48,13 @@ async def live(request: Request) -> Health:
 
 
 @router.get(
-    "/health/ready", response_model=Health, responses=errors.responses("not_ready"), summary="May it get requests"
+    "/health/ready",
+    response_model=Health,
+    responses=errors.responses("not_ready", "engine_away"),
+    summary="May it get requests",
 )
 async def ready(request: Request) -> Health:
-    """200 after the golden check and a warm-up run, until draining."""
+    """200 after the golden check and a warm-up run, until draining; with Triton, while it serves this very model."""
     service_of(request).model()
     return Health(status="ready")
 

@@ -11,10 +11,11 @@ import pytest
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 
-from app.batching import Batcher, Embedder, Timings
+from app.batching import Batcher, Embedder
 from app.engine import OnnxEngine
 from app.errors import ServiceError
 from app.metrics import Metrics
+from app.timings import Timings
 from contract.pixels import PixelLimits, PixelSpec
 from tests.toy import encoded, photo
 
@@ -67,7 +68,7 @@ def test_each_image_gets_its_own_row_back(echo: Echo) -> None:
     batcher = Batcher(echo, 4, Metrics())
     futures = [batcher.submit(image(i)) for i in range(20)]
     assert [value(future) for future in futures] == list(range(20))
-    batcher.close()
+    asyncio.run(batcher.close())
 
 
 def test_a_batch_is_whatever_became_ready_meanwhile_up_to_the_largest(echo: Echo) -> None:
@@ -75,7 +76,7 @@ def test_a_batch_is_whatever_became_ready_meanwhile_up_to_the_largest(echo: Echo
     for i in range(1, 6):
         batcher.submit(image(i))
     echo.open.set()
-    batcher.close()
+    asyncio.run(batcher.close())
     assert echo.batches == [[0], [1, 2, 3], [4, 5]]
 
 
@@ -84,7 +85,7 @@ def test_an_image_that_nobody_waits_for_is_not_inferred(echo: Echo) -> None:
     futures = [batcher.submit(image(i)) for i in (1, 2, 3)]
     assert futures[1].cancel()
     echo.open.set()
-    batcher.close()
+    asyncio.run(batcher.close())
     assert echo.batches == [[0], [1, 3]]
 
 
@@ -96,7 +97,7 @@ def test_a_vector_that_is_not_finite_fails_its_own_image_only(echo: Echo) -> Non
     for future in futures[1:3]:
         with pytest.raises(FloatingPointError):
             future.result(30)
-    batcher.close()
+    asyncio.run(batcher.close())
 
 
 def test_a_failed_inference_fails_its_batch_and_the_thread_lives_on(echo: Echo) -> None:
@@ -108,7 +109,7 @@ def test_a_failed_inference_fails_its_batch_and_the_thread_lives_on(echo: Echo) 
             future.result(30)
     assert [value(future) for future in (first, *futures[2:])] == [0, 3, 4]
     assert batcher.alive
-    batcher.close()
+    asyncio.run(batcher.close())
     assert not batcher.alive
 
 
@@ -116,7 +117,7 @@ def test_closing_finishes_what_is_queued(echo: Echo) -> None:
     batcher, first = busy(echo, max_batch=2)
     futures = [first, *(batcher.submit(image(i)) for i in range(1, 6))]
     echo.open.set()
-    batcher.close()
+    asyncio.run(batcher.close())
     assert [value(future) for future in futures] == list(range(6))
 
 
@@ -125,14 +126,17 @@ def test_one_bad_photo_leaves_nothing_admitted_and_names_the_first_bad_one() -> 
         def embed(self, pixels: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
             return {"aligned": np.ones((len(pixels), 2), np.float32)}
 
-    options: Any = {"max_batch": 2, "decode_threads": 1, "max_admitted": 4, "metrics": Metrics()}
-    embedder = Embedder(Ones(), PixelSpec(height=4, width=4, resize="squash"), PixelLimits(), **options)
+    metrics = Metrics()
+    options: Any = {"decode_threads": 1, "max_admitted": 4, "metrics": metrics}
+    embedder = Embedder(
+        Batcher(Ones(), 2, metrics), PixelSpec(height=4, width=4, resize="squash"), PixelLimits(), **options
+    )
     good = encoded(photo(0))
     with pytest.raises(ServiceError, match="image 1") as caught:
         asyncio.run(embedder.embed([good, b"bad", good, b"worse"], Timings()))
     assert caught.value.index == 1
     assert asyncio.run(embedder.embed([good] * 9, Timings()))["aligned"].shape == (9, 2)
-    embedder.close()
+    asyncio.run(embedder.close())
 
 
 def test_timings_of_the_same_stage_add_up() -> None:

@@ -15,10 +15,11 @@ from fastapi.testclient import TestClient
 from onnx import TensorProto, helper, numpy_helper
 
 from app import engine
-from app.engine import EngineUnavailable, check_graph, open_engine, require_one_runtime, require_provider
+from app.engine import EngineUnavailable, open_engine, require_one_runtime, require_provider
 from app.main import create_app
 from app.settings import Settings
 from contract.bundle import Bundle, BundleError, GoldenMismatch, GraphMismatch, read_bundle, write_bundle
+from contract.graph import check_graph
 from tests.toy import SIDE, SIZE
 
 Serve = Callable[..., TestClient]
