@@ -15,8 +15,30 @@ OPSET = 18
 OUTPUTS = ("aligned", "base")
 
 
-class AlignedModel(nn.Module):
-    """uint8 pixels [n, 3, height, width] to (aligned [n, d], base [n, p]) in one pass."""
+class Spaces(nn.Module):
+    """A module from uint8 pixels [n, 3, height, width] to one matrix [n, d] for each name in `outputs`."""
+
+    outputs: tuple[str, ...]
+
+
+class EmbeddingModel(Spaces):
+    """A student: its embedding is the aligned space. The model that it was before training is another network."""
+
+    outputs = ("aligned",)
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder.module
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor]:
+        """See the class."""
+        return (self.encoder(pixels),)
+
+
+class AlignedModel(Spaces):
+    """A backbone with a transform: (aligned [n, d], base [n, p]) in one pass."""
+
+    outputs = OUTPUTS
 
     def __init__(self, encoder: Encoder, transform: Transform) -> None:
         super().__init__()
@@ -39,7 +61,7 @@ class AlignedModel(nn.Module):
         return self.head(x[:, :, None, None]).flatten(1), base
 
 
-def export_graph(model: AlignedModel, shape: tuple[int, int, int], file: Path) -> None:
+def export_graph(model: Spaces, shape: tuple[int, int, int], file: Path) -> None:
     """Write the model as ONNX with a dynamic batch and float32 weights.
 
     Args:
@@ -55,7 +77,7 @@ def export_graph(model: AlignedModel, shape: tuple[int, int, int], file: Path) -
         (example,),
         dynamo=True,
         input_names=[GRAPH_INPUT],
-        output_names=list(OUTPUTS),
+        output_names=list(model.outputs),
         dynamic_shapes={GRAPH_INPUT: {0: batch}},
         opset_version=OPSET,
         verbose=False,
@@ -66,8 +88,8 @@ def export_graph(model: AlignedModel, shape: tuple[int, int, int], file: Path) -
     onnx.save(exported, str(file))
     graph = exported.graph
     names = ([node.name for node in graph.input], [node.name for node in graph.output])
-    if names != ([GRAPH_INPUT], list(OUTPUTS)):
-        raise ValueError(f"the exported graph has {names}; expected {GRAPH_INPUT} and {OUTPUTS}.")
+    if names != ([GRAPH_INPUT], list(model.outputs)):
+        raise ValueError(f"the exported graph has {names}; expected {GRAPH_INPUT} and {model.outputs}.")
 
 
 def _bare(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,7 +1,6 @@
 """From a training run to a bundle: graph, precisions, parity gate, manifest."""
 
 import io
-import json
 import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -19,7 +18,6 @@ from contract.bundle import (
     FORMAT_VERSION,
     GRAPH_INPUT,
     Bundle,
-    Figure,
     Golden,
     GoldenTolerance,
     Manifest,
@@ -28,11 +26,10 @@ from contract.bundle import (
 )
 from contract.pixels import PixelSpec, load_pixels
 from export import parity
-from export.graph import OUTPUTS, AlignedModel, export_graph
+from export.graph import export_graph
 from export.parity import Parity
 from export.precision import PRECISIONS, Precision, convert
-from training.align import Transform
-from training.encoders import ENCODERS, Encoder
+from export.sources import Source, read_source
 from training.photos import Photos, read_photos
 from training.run import KERNEL, require_inputs
 from training.things import read_vice
@@ -69,31 +66,22 @@ def package(
     """
     if target.exists():
         raise FileExistsError(f"{target} exists; remove it or choose another folder.")
-    identity, figures = _read_run(run)
-    require_inputs(data, identity["inputs"])
-    recipe = identity["recipe"]
-    encoder = ENCODERS[recipe["encoder"]]()
-    model = AlignedModel(encoder, Transform.load(run / "transform.npz")).eval()
+    source = read_source(run)
+    require_inputs(data, source.identity["inputs"])
+    encoder = source.encoder
     photos = read_photos(data / "images.csv", len(read_vice(data / "things/vice_embedding.npy")))
-    pixels, calibration = _sample_pixels(photos, encoder.pixels, recipe["seed"])
+    pixels, calibration = _sample_pixels(photos, encoder.pixels, source.recipe["seed"])
     with tempfile.TemporaryDirectory() as scratch:
         files = {precision: Path(scratch) / f"{precision}.onnx" for precision in PRECISIONS}
-        rows = _measure(model, encoder, files, pixels, calibration, figures["temperature"]["aligned"])
+        rows = _measure(source, files, pixels, calibration)
         report = parity.table(rows)
         passed = {row.precision for row in rows if row.passed}
         chosen = next((precision for precision in precisions if precision in passed), None)
         if chosen is None:
             raise ParityError(f"no precision of {', '.join(precisions)} passes the parity gate:\n{report}")
-        golden = _golden(files[chosen], encoder.pixels, golden_photos)
-        manifest = _manifest(identity, figures, encoder, golden, rows, chosen)
+        golden = _golden(files[chosen], source, golden_photos)
+        manifest = _manifest(source, golden, rows, chosen)
         return write_bundle(target, manifest, files[chosen], golden), report
-
-
-def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    for name in ("recipe.json", "transform.npz", "figures.json"):
-        if not (run / name).is_file():
-            raise ValueError(f"{run} lacks {name}; finish it with `python -m training run` first.")
-    return json.loads((run / "recipe.json").read_text()), json.loads((run / "figures.json").read_text())
 
 
 def _sample_pixels(photos: Photos, spec: PixelSpec, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -108,16 +96,12 @@ def _sample_pixels(photos: Photos, spec: PixelSpec, seed: int) -> tuple[NDArray[
 
 
 def _measure(
-    model: AlignedModel,
-    encoder: Encoder,
-    files: dict[Precision, Path],
-    pixels: NDArray[Any],
-    calibration: NDArray[Any],
-    temperature: float,
+    source: Source, files: dict[Precision, Path], pixels: NDArray[Any], calibration: NDArray[Any]
 ) -> list[Parity]:
     """Write every precision and compare each with torch."""
-    export_graph(model, encoder.pixels.shape, files["fp32"])
-    reference = parity.torch_vectors(model, pixels)
+    export_graph(source.model, source.encoder.pixels.shape, files["fp32"])
+    reference = parity.torch_vectors(source.model, pixels)
+    temperature = source.temperature["aligned"]
     index = np.random.default_rng(0).integers(len(pixels), size=(PARITY_TRIPLETS * 2, 3))
     i, j, k = index.T
     index = index[(i != j) & (j != k) & (i != k)][:PARITY_TRIPLETS]
@@ -130,7 +114,7 @@ def _measure(
     return rows
 
 
-def _golden(file: Path, spec: PixelSpec, photos: tuple[Path, ...]) -> Golden:
+def _golden(file: Path, source: Source, photos: tuple[Path, ...]) -> Golden:
     """Golden images in PNG, small enough to ship, and what the chosen graph makes of them."""
     images = []
     for photo in photos:
@@ -142,22 +126,15 @@ def _golden(file: Path, spec: PixelSpec, photos: tuple[Path, ...]) -> Golden:
         stream = io.BytesIO()
         image.save(stream, "PNG", optimize=True)
         images.append(stream.getvalue())
-    pixels = np.stack([load_pixels(image, spec) for image in images])
+    pixels = np.stack([load_pixels(image, source.encoder.pixels) for image in images])
     session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    vectors = dict(zip(OUTPUTS, session.run(list(OUTPUTS), {GRAPH_INPUT: pixels}), strict=True))
+    outputs = source.model.outputs
+    vectors = dict(zip(outputs, session.run(list(outputs), {GRAPH_INPUT: pixels}), strict=True))
     return Golden(images=tuple(images), pixels=pixels, vectors=vectors)
 
 
-def _manifest(
-    identity: dict[str, Any],
-    figures: dict[str, Any],
-    encoder: Encoder,
-    golden: Golden,
-    rows: list[Parity],
-    precision: Precision,
-) -> Manifest:
-    recipe = identity["recipe"]
-    command = f"python -m training run {recipe['name']} --data DATA --out RUN"
+def _manifest(source: Source, golden: Golden, rows: list[Parity], precision: Precision) -> Manifest:
+    recipe, encoder = source.recipe, source.encoder
     spaces = {
         name: Space(
             size=golden.vectors[name].shape[1],
@@ -171,7 +148,7 @@ def _manifest(
             ),
             fingerprint="",  # filled in by write_bundle
         )
-        for name, temperature in figures["temperature"].items()
+        for name, temperature in source.temperature.items()
     }
     return Manifest(
         format=FORMAT,
@@ -179,15 +156,15 @@ def _manifest(
         name=recipe["name"],
         description=recipe["description"],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        alignment="semantic: human odd-one-out choices (AligNet, uncertainty distillation)",
+        alignment=source.alignment,
         license=encoder.base_model.license,
         base_model=encoder.base_model,
-        training={**identity, "data": _DATA, "command": command},
+        training={**source.identity, "data": _DATA, "command": source.command},
         pixels=encoder.pixels,
         spaces=spaces,
         precision=precision,
         tie_rule="strict",
-        figures=[Figure(**figure, command=command) for figure in figures["figures"]],
+        figures=source.figures,
         parity={
             "reference": "torch float32",
             "photos": PARITY_PHOTOS,

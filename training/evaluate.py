@@ -129,29 +129,68 @@ def estimate(splits: Sequence[Judged], statistic: Statistic, *, repetitions: int
     Raises:
         ValueError: a split of fewer than three concepts.
     """
-    if any(len(split.vice) < 3 for split in splits):
+    return _bootstrap([(split,) for split in splits], (statistic,), (1.0,), repetitions, seed)
+
+
+def difference(
+    first: Sequence[Judged],
+    second: Sequence[Judged],
+    statistics: tuple[Statistic, Statistic],
+    *,
+    repetitions: int,
+    seed: int,
+) -> Estimate:
+    """Mean of (statistic of first - statistic of second), paired: the same splits, photos, concepts and triplets.
+
+    Args:
+        first, second: what two models judged, split by split.
+        statistics: of the first and of the second; the same unless each has a temperature of its own.
+        repetitions: bootstrap samples, as in `estimate`.
+        seed: of triplets and samples.
+
+    Raises:
+        ValueError: other splits in one than in the other, or a split of fewer than three concepts.
+    """
+    if len(first) != len(second) or any(a.vice.shape != b.vice.shape for a, b in zip(first, second, strict=True)):
+        raise ValueError("the two models judged other splits; a paired difference needs the same concepts.")
+    return _bootstrap(list(zip(first, second, strict=True)), statistics, (1.0, -1.0), repetitions, seed)
+
+
+def _bootstrap(
+    splits: Sequence[tuple[Judged, ...]],
+    statistics: tuple[Statistic, ...],
+    signs: tuple[float, ...],
+    repetitions: int,
+    seed: int,
+) -> Estimate:
+    """Mean and interval of the signed sum of statistics, one a model, that all see the same triplets."""
+    if any(len(models[0].vice) < 3 for models in splits):
         raise ValueError("a split judges fewer than three concepts; there is no triplet to judge.")
     rng = np.random.default_rng(seed)
 
-    def one(split: Judged, draw: int, concepts: NDArray[np.int64]) -> float:
+    def one(models: tuple[Judged, ...], draw: int, concepts: NDArray[np.int64]) -> float:
         index = random_triplets(len(concepts), TRIPLETS_PER_SAMPLE, rng)
         a, b, c = concepts[index].T
         index = index[(a != b) & (b != c) & (a != c)]
         grid = np.ix_(concepts, concepts)
-        return statistic(split.model[draw][grid], split.pearson[draw][grid], split.vice[grid], index)
+        return sum(
+            sign * statistic(m.model[draw][grid], m.pearson[draw][grid], m.vice[grid], index)
+            for sign, statistic, m in zip(signs, statistics, models, strict=True)
+        )
 
-    every = [np.arange(len(split.vice)) for split in splits]
-    value = np.mean([one(s, d, all_) for s, all_ in zip(splits, every, strict=True) for d in range(len(s.model))])
+    every = [np.arange(len(models[0].vice)) for models in splits]
+    draws = [range(min(len(m.model) for m in models)) for models in splits]
+    value = np.mean([one(m, d, all_) for m, all_, ds in zip(splits, every, draws, strict=True) for d in ds])
 
     def sample() -> float:
-        drawn = [splits[i] for i in rng.integers(len(splits), size=len(splits))]
+        drawn = [int(i) for i in rng.integers(len(splits), size=len(splits))]
         return float(
-            np.mean([one(s, int(rng.integers(len(s.model))), _resample(np.arange(len(s.vice)), rng)) for s in drawn])
+            np.mean([one(splits[i], int(rng.integers(len(draws[i]))), _resample(every[i], rng)) for i in drawn])
         )
 
     samples = [sample() for _ in range(repetitions)]
     low, high = np.percentile(samples, [2.5, 97.5])
-    return Estimate(float(value), float(low), float(high), sum(len(split.vice) for split in splits))
+    return Estimate(float(value), float(low), float(high), sum(len(models[0].vice) for models in splits))
 
 
 def _resample(concepts: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
@@ -221,12 +260,20 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def nearest_neighbour(vectors: NDArray[np.float32], label: Sequence[str], query: NDArray[np.bool_]) -> Estimate:
-    """Leave-one-out accuracy of the nearest neighbour by cosine.
+    """Leave-one-out accuracy of the nearest neighbour by cosine. Arguments and errors: `nearest_neighbour_hits`."""
+    hits = nearest_neighbour_hits(vectors, label, query)
+    return proportion(float(hits.sum()), len(hits))
+
+
+def nearest_neighbour_hits(
+    vectors: NDArray[np.float32], label: Sequence[str], query: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Whether the nearest neighbour by cosine, among all others, has the photo's label; [q].
 
     Args:
         vectors: [n, d].
         label: n class names.
-        query: [n] which photos to classify; all n are neighbours.
+        query: [n] which q photos to classify; all n are neighbours.
 
     Raises:
         ValueError: no photo to classify, or no other to be its neighbour.
@@ -236,5 +283,5 @@ def nearest_neighbour(vectors: NDArray[np.float32], label: Sequence[str], query:
     names = np.unique(np.array(label), return_inverse=True)[1]
     sims = triplets.similarity_matrix(vectors[query], vectors, "cosine")
     sims[np.arange(query.sum()), np.flatnonzero(query)] = -np.inf
-    right = names[sims.argmax(1)] == names[query]
-    return proportion(float(right.sum()), int(query.sum()))
+    hits: NDArray[np.bool_] = names[sims.argmax(1)] == names[query]
+    return hits

@@ -3,6 +3,7 @@
 An encoder pass is what costs, so the two feeds differ in how many triplets they get out of one:
 
 - `triplet`, the reference's way: b triplets drawn from the whole set, three passes a triplet;
+- `labelled`, the same from a file of triplets that a teacher has judged;
 - `in-batch`: B images, a few clusters at a time, embedded once; many triplets formed among them.
 
 Both give rows of images and positions of triplets among those rows, so one loss serves both. A step is a
@@ -11,7 +12,8 @@ function of (seed, step) alone: resuming needs no state, and every process of a 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +23,57 @@ Sampling = Literal["random", "border"]
 
 @dataclass(frozen=True)
 class Step:
-    """Rows of the images to embed, [m], and triplets as positions among them, [t, 3]."""
+    """What one step does.
+
+    Attributes:
+        rows: [m] of the images to embed.
+        index: [t, 3] triplets as positions among them.
+        similarities: [t, 3] the teacher's, order 01, 02, 12; None where its vectors are given.
+    """
 
     rows: NDArray[np.int64]
     index: NDArray[np.int64]
+    similarities: NDArray[np.float32] | None = None
 
 
 Feed = Callable[[int], Step]
 """Step number to what that step does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedConfig:
+    """What a step embeds and judges.
+
+    Attributes:
+        feed: `in-batch` or `triplet`.
+        batch: images of an in-batch step; triplets of any other.
+        per_group: images of each cluster in an in-batch step.
+        triplets_per_step: formed among the images of an in-batch step.
+        sampling: `border` takes two images of one cluster and one of another, `random` any three.
+        feed_seed: of all that is drawn.
+    """
+
+    feed: Literal["in-batch", "triplet"] = "in-batch"
+    batch: int = 512
+    per_group: int = 8
+    triplets_per_step: int = 20_000
+    sampling: Sampling = "border"
+    feed_seed: int = 0
+
+
+def feed_of(config: FeedConfig, rows: NDArray[np.int64], label: NDArray[np.int64]) -> Feed:
+    """The feed of a config over the images `rows`, with the cluster or class `label` [n] of each image."""
+    if config.feed == "triplet":
+        return triplet_feed(rows, label, batch=config.batch, sampling=config.sampling, seed=config.feed_seed)
+    return in_batch(
+        rows,
+        label,
+        batch=config.batch,
+        per_group=config.per_group,
+        triplets=config.triplets_per_step,
+        sampling=config.sampling,
+        seed=config.feed_seed,
+    )
 
 
 def groups_of(label: NDArray[np.int64], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -119,5 +164,35 @@ def triplet_feed(
             )
             found = np.concatenate([found, more])
         return Step(rows[found[:batch].ravel()], np.arange(3 * batch).reshape(batch, 3))
+
+    return step
+
+
+def labelled_feed(rows: NDArray[Any], similarities: NDArray[np.float32], *, batch: int, seed: int) -> Feed:
+    """`batch` labelled triplets a step, each once an epoch, in an order of its own every epoch.
+
+    Args:
+        rows: [n, 3] rows of one's images, as `triplet_gates.load` gives them.
+        similarities: [n, 3] the teacher's.
+        batch: triplets a step.
+        seed: of the orders.
+
+    Raises:
+        ValueError: fewer triplets than a batch.
+    """
+    n = len(rows)
+    if batch > n:
+        raise ValueError(f"{n} labelled triplets, {batch} a step; expected a step to be no larger than the set.")
+    per_epoch = n // batch
+
+    @lru_cache(maxsize=1)
+    def order(epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([seed, epoch]).permutation(n)
+
+    def step(number: int) -> Step:
+        epoch, position = divmod(number, per_epoch)
+        chosen = np.sort(order(epoch)[position * batch : (position + 1) * batch])
+        found, index = np.unique(rows[chosen], return_inverse=True)
+        return Step(found.astype(np.int64), index.reshape(-1, 3).astype(np.int64), similarities[chosen])
 
     return step

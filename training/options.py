@@ -1,29 +1,43 @@
 """Command-line options from a frozen dataclass: one option a field, the field's default, no name twice."""
 
 import argparse
-from dataclasses import MISSING, fields
+from collections.abc import Collection
+from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 C = TypeVar("C")
 
 
-def add_options(parser: argparse.ArgumentParser, config: type[Any]) -> None:
-    """Add `--field-name` for every field of `config`; a field without a default must be given.
+def add_options(parser: argparse.ArgumentParser, config: type[Any], *, but: Collection[str] = ()) -> None:
+    """Add `--field-name` for every field of `config` but those; a field without a default must be given.
 
-    Understands str, int, float, bool, Literal, tuples of one of these, and each of them or None (`none`).
+    Understands str, int, float, bool, Literal, tuples of one of these, and each of them or None (`none`). The fields
+    of a config within the config are options like its own.
     """
     for field in fields(config):
+        if is_dataclass(field.type):
+            add_options(parser, field.type)  # type: ignore[arg-type]
+            continue
+        if field.name in but:
+            continue
         required = field.default is MISSING
         shown = "required" if required else f"default {field.default}"
         parser.add_argument(f"--{field.name.replace('_', '-')}", required=required, help=shown, **_kind(field.type))
 
 
 def read_options(args: argparse.Namespace, config: type[C]) -> C:
-    """The config from parsed arguments; what was not given keeps its default. Raises what `config` raises."""
-    given = {field.name: getattr(args, field.name) for field in fields(config)}  # type: ignore[arg-type]
+    """The config from parsed arguments; what was not given, or is no option, keeps its default.
+
+    Raises what `config` raises.
+    """
+    own = [field for field in fields(config) if not is_dataclass(field.type)]  # type: ignore[arg-type]
+    given = {field.name: getattr(args, field.name, None) for field in own}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    return config(**{name: None if value == "none" else value for name, value in values.items() if value is not None})
+    inner = {f.name: read_options(args, f.type) for f in fields(config) if is_dataclass(f.type)}  # type: ignore[arg-type]
+    return config(
+        **inner, **{name: None if value == "none" else value for name, value in values.items() if value is not None}
+    )
 
 
 def _kind(annotation: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from training.images import FileImages, require_present
 from training.tables import read_rows, to_int
 
 NO_CONCEPT = -1
@@ -13,7 +14,7 @@ NO_CONCEPT = -1
 
 @dataclass(frozen=True)
 class Photos:
-    """Photos in the order of the manifest.
+    """Photos in the order of the manifest; a `training.images.Images`.
 
     Attributes:
         root: folder that the paths are relative to.
@@ -30,6 +31,33 @@ class Photos:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The paths, as `Images` calls them."""
+        return self.paths
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """See `Images`."""
+        return self._files.sizes
+
+    @property
+    def labels(self) -> None:
+        """None: the labels of several data sets are no one set of classes."""
+        return None
+
+    def where(self, row: int) -> str:
+        """See `Images`."""
+        return self._files.where(row)
+
+    def read(self, row: int) -> bytes:
+        """See `Images`."""
+        return self._files.read(row)
+
+    @property
+    def _files(self) -> FileImages:
+        return FileImages(self.root, self.paths)
 
     @property
     def concepts(self) -> NDArray[np.int64]:
@@ -63,13 +91,12 @@ def read_photos(manifest: Path, n_concepts: int) -> Photos:
         raise ValueError(
             f"{manifest}, row {row}: things_index {concept[row]}; expected 0 to {n_concepts - 1} or empty."
         )
-    absent = [row["path"] for row in rows if not (manifest.parent / row["path"]).is_file()]
-    if absent:
-        raise ValueError(f"{manifest}: {len(absent)} of {len(rows)} files do not exist, the first is {absent[0]!r}.")
-    return Photos(
+    photos = Photos(
         root=manifest.parent,
         paths=tuple(row["path"] for row in rows),
         dataset=tuple(row["dataset"] for row in rows),
         label=tuple(row["label"] for row in rows),
         concept=concept,
     )
+    require_present(photos, str(manifest))
+    return photos

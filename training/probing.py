@@ -180,7 +180,7 @@ class ProbeData:
                 verb = "needs" if config.objective == objective else "has no use for"
                 raise ValueError(f"the objective {config.objective} {verb} {what}.")
         if self.probabilities is not None:
-            _check_probabilities(self.probabilities, len(self.rows))
+            check_probabilities(self.probabilities, len(self.rows))
         if self.local is not None:
             _check_features("local features", self.local)
             if self.local.shape[1] != self.features.shape[1] or len(self.local) < 6:
@@ -203,7 +203,8 @@ def _check_features(what: str, features: NDArray[Any]) -> None:
             raise ValueError(f"{what}, row {start + int((~finite).argmax())}: a value is not finite.")
 
 
-def _check_probabilities(probabilities: NDArray[Any], n: int) -> None:
+def check_probabilities(probabilities: NDArray[Any], n: int) -> None:
+    """Refuse what cannot be pair probabilities of `n` triplets, odd one last. Raises ValueError naming the row."""
     if probabilities.shape != (n, 3):
         raise ValueError(f"probabilities are {probabilities.shape}; expected ({n}, 3), a row for each triplet.")
     # Written so that NaN is wrong too.

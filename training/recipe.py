@@ -12,7 +12,7 @@ class Recipe:
     Attributes:
         name: of the run and of the bundle made from it.
         description: one sentence for the model card.
-        encoder: a key of `training.encoders.ENCODERS`.
+        encoder: a name for `training.models.build`.
         align: constants of uncertainty distillation.
         held_out: fraction of concepts that a split keeps from training.
         split_seeds: one split each; figures are means over them.

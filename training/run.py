@@ -1,7 +1,7 @@
 """A run: recipe and data to a run folder, stage by stage. A stage that is complete is not done again.
 
 recipe.json              recipe, versions, sha256 of the inputs
-features/                shards of the encoder's features
+features/                the encoder's features, as `training.embed` writes them
 splits/seed-N.npz        the transform learned without split N's held-out concepts
 human/...npz             transforms learned without the concepts of real human triplets
 transform.npz            the transform learned on all concepts: this one is exported
@@ -21,9 +21,9 @@ from contract import triplets
 from contract.triplets import Kernel
 from training import evaluate
 from training.align import Transform, uncertainty_distillation
-from training.encoders import ENCODERS
+from training.embed import extract
 from training.evaluate import Estimate, Judged
-from training.features import extract
+from training.models import build
 from training.photos import Photos, read_photos
 from training.recipe import Recipe
 from training.stage import claim, write_json
@@ -71,7 +71,7 @@ def run(recipe: Recipe, data_folder: Path, out: Path) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     identity = {"recipe": asdict(recipe), "inputs": input_hashes(data_folder)}
     claim(out / "recipe.json", identity, ("numpy", "pillow", "scipy", "torch"))
-    encoder = ENCODERS[recipe.encoder]()
+    encoder = build(recipe.encoder)
     features = extract(encoder, recipe.encoder, data.photos, out / "features")
     splits = {seed: split_concepts(data.photos.concepts, recipe.held_out, seed) for seed in recipe.split_seeds}
     vectors = {

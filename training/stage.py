@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,3 +87,21 @@ def blocks(features: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.floa
     step = max(1, BLOCK // (features.shape[1] * features.itemsize))
     for start in range(0, len(features), step):
         yield start, features[start : start + step]
+
+
+def sha256_of(file: Path) -> str:
+    """Sha256 of a file's bytes, read in blocks."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_npz(file: Path) -> dict[str, NDArray[Any]]:
+    """Every array of an npz. Raises ValueError when it is none, or holds anything that would need a pickle."""
+    with file.open("rb") as stream:
+        if not is_zipfile(stream):
+            raise ValueError(f"{file} is no .npz of plain arrays.")
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{file} is no .npz of plain arrays: {error}") from error

@@ -3,36 +3,42 @@
 For each split the teacher is the transform learned without that split's held-out concepts, and no photo of
 those concepts is embedded, clustered or judged in training: what the figures say is about new concepts.
 
+    OUT/base/                      features of the student before training
+    OUT/views/                     the teacher's features of cropped and mirrored photos, where the recipe has them
     OUT/split-N/clusters/          k-means of the teacher's vectors of the photos that training sees
-    OUT/split-N/checkpoint.pt      weights, optimiser, theta_0; `log.jsonl` beside it
-    OUT/split-N/vectors.npy        the student's embedding of every photo
+    OUT/split-N/weights.safetensors, checkpoint.pt, log.jsonl      of `training.distill`
+    OUT/split-N/features/          the student's embedding of every photo
+    OUT/final/                     the same, trained on all concepts: what is exported, if it was asked for
     OUT/figures.json               base model, teacher and student on the same held-out concepts
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from training import evaluate
 from training.align import Transform
 from training.cluster import ClusterConfig, cluster
-from training.distill import DistillConfig, distill
-from training.encoders import Encoder, features_of
-from training.evaluate import Estimate, Judged
-from training.features import extract
-from training.feeds import Feed, Sampling, in_batch
+from training.distill import distill
+from training.embed import EmbedConfig, extract
+from training.encoders import Encoder
+from training.feeds import FeedConfig, feed_of
+from training.images import Images
 from training.loading import PixelLoader
+from training.models import build
+from training.photos import NO_CONCEPT
 from training.recipe import Recipe
-from training.run import Data, read_data, split_concepts
+from training.run import Data, input_hashes, read_data, require_inputs, split_concepts
 from training.stage import claim, write_array, write_json
+from training.student_figures import Split, student_figures
+from training.student_model import load_weights
+from training.trainer import DistillConfig
+from training.views import Views, with_views
 
-BATCH = 64
+Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,154 +46,188 @@ class StudentRecipe:
     """One student.
 
     Attributes:
-        name: of the run.
-        encoder: builds the student with its starting weights.
-        aligned: False distils the untransformed teacher (the paper's UnAligNet).
+        name: of the run and of the bundle made from it.
+        description: one sentence for the model card.
+        teacher: the recipe of the run that it learns from.
+        model: a name for `training.models.build`.
+        side: of the square input in pixels.
+        pretrained: False starts from random weights.
+        target: whose judgments are learned: the `aligned` teacher's, the `untransformed` teacher's (the paper's
+            UnAligNet), or `people`'s, VICE on photos of training concepts (direct fine-tuning).
+        regress_on: vectors of the regression: the `aligned` teacher's or the `untransformed` teacher's.
         clusters: k of k-means on the teacher's vectors.
-        batch, per_group, triplets, sampling: of the in-batch feed.
+        feed: what a step embeds and judges.
+        images: share of the photos that training may see.
+        views: cropped and mirrored copies of each photo that teacher and student see besides itself.
         distill: constants of the distillation.
-        split_seeds: which of the teacher run's splits to use.
-        seed: of k-means and the feed.
+        split_seeds: which of the teacher run's splits to use; each has seeds of its own, the recipe's + split.
+        seed: of k-means and the choice of photos.
     """
 
     name: str
-    encoder: Callable[[], Encoder]
-    aligned: bool
+    description: str
+    teacher: Recipe
+    model: str
+    side: int
+    pretrained: bool = True
+    target: Literal["aligned", "untransformed", "people"] = "aligned"
+    regress_on: Literal["aligned", "untransformed"] = "aligned"
     clusters: int
-    batch: int
-    per_group: int
-    triplets: int
-    sampling: Sampling
+    feed: FeedConfig
+    images: float = 1.0
+    views: int = 0
     distill: DistillConfig
     split_seeds: tuple[int, ...]
-    seed: int
+    seed: int = 0
 
 
 def run_students(
-    recipe: StudentRecipe, teacher_recipe: Recipe, teacher_run: Path, data_folder: Path, out: Path
+    recipe: StudentRecipe,
+    teacher_run: Path,
+    data_folder: Path,
+    out: Path,
+    *,
+    device: str = "cpu",
+    compile_encoders: bool = False,
+    final: bool = False,
 ) -> dict[str, Any]:
     """Distil and judge every split that is not complete, and return the figures.
 
     Args:
-        teacher_recipe: of `teacher_run`, a complete run folder of `training.run`.
+        recipe: of the students.
+        teacher_run: a complete run folder of `recipe.teacher`.
+        data_folder: photos and judgments, those of the teacher run.
+        out: folder to make or to continue.
+        device: where to compute.
+        compile_encoders: for features of views; see `EmbedConfig`.
+        final: train a student on all concepts too, by the teacher's final transform: this one is exported.
 
     Raises:
-        ValueError: the teacher run lacks a split, or `out` was made by another recipe.
+        ValueError: the teacher run lacks a split or is another recipe's, or `out` was made by another recipe.
     """
     data = read_data(data_folder)
+    teacher = _Teacher(teacher_run, recipe.teacher, data_folder)
     out.mkdir(parents=True, exist_ok=True)
-    claim(
-        out / "recipe.json", {"recipe": _plain(recipe), "teacher": asdict(teacher_recipe)}, ("torch", "timm", "numpy")
-    )
-    student = recipe.encoder()
-    base = extract(student, recipe.name, data.photos, out / "base")
-    features = _teacher_features(teacher_run)
-    judged: dict[str, list[Judged]] = {"base": [], "teacher": [], "student": []}
-    neighbours: dict[str, list[Estimate]] = {name: [] for name in judged}
+    identity = {"student": asdict(recipe), "inputs": input_hashes(data_folder)}
+    claim(out / "recipe.json", identity, ("torch", "timm", "numpy"))
+    computing = EmbedConfig(device=device, compile=compile_encoders)
+    base = extract(_encoder(recipe), recipe.model, data.photos, out / "base", replace(computing, compile=False))
+    splits = []
     for seed in recipe.split_seeds:
-        train, held_out = split_concepts(data.photos.concepts, teacher_recipe.held_out, seed)
-        aligned = _teacher(teacher_run, seed).apply(features)
-        target = aligned if recipe.aligned else features
-        vectors = _student_vectors(recipe, data, target, held_out, out / f"split-{seed}", seed)
-        for name, x in (("base", base), ("teacher", target), ("student", vectors)):
-            rows_of = [data.photos.of_concept(c) for c in held_out]
-            judged[name].append(
-                evaluate.judge_split(x, rows_of, data.vice[held_out], "dot", draws=teacher_recipe.draws, seed=seed)
-            )
-            neighbours[name].append(_nearest(data, x, train))
-    figures = {name: _figures(judged[name], neighbours[name], teacher_recipe) for name in judged}
+        _, held_out = split_concepts(data.photos.concepts, recipe.teacher.held_out, seed)
+        held = Held(f"split-{seed}", seed, held_out)
+        aligned = teacher.transform(held).apply(teacher.features)
+        trained = _student(recipe, data, teacher, held, out, computing)
+        one_by_one = replace(computing, compile=False)
+        student = extract(trained, recipe.name, data.photos, out / f"split-{seed}/features", one_by_one)
+        splits.append(Split(seed, held_out, {"base": base, "teacher": aligned, "student": student}))
+    figures = student_figures(splits, data, recipe.teacher)
     write_json(out / "figures.json", figures)
+    if final:
+        _student(recipe, data, teacher, Held("final", recipe.seed, np.empty(0, np.int64)), out, computing)
     return figures
 
 
-def _plain(recipe: StudentRecipe) -> dict[str, Any]:
-    encoder = recipe.encoder
-    if isinstance(encoder, partial):
-        return asdict(recipe) | {"encoder": [encoder.func.__name__, *encoder.args]}
-    return asdict(recipe) | {"encoder": encoder.__name__}
+def _encoder(recipe: StudentRecipe) -> Encoder:
+    return build(recipe.model, side=recipe.side, pretrained=recipe.pretrained)
 
 
-def _teacher_features(run: Path) -> NDArray[np.float32]:
-    shards = sorted((run / "features").glob("*.npy"))
-    if not shards:
-        raise ValueError(f"{run} has no features; finish it with `python -m training run` first.")
-    return np.concatenate([np.load(shard, allow_pickle=False) for shard in shards])
+@dataclass(frozen=True)
+class Held:
+    """What a training is kept from: the concepts of a split, or none; with the name of its folder, and its seed."""
+
+    name: str
+    seed: int
+    concepts: NDArray[np.int64]
 
 
-def _teacher(run: Path, seed: int) -> Transform:
-    file = run / f"splits/seed-{seed}.npz"
-    if not file.is_file():
-        raise ValueError(f"{run} has no split {seed}; the teacher must be learned without its held-out concepts.")
-    return Transform.load(file)
+class _Teacher:
+    """A complete teacher run: its features, and the transform of each split."""
+
+    def __init__(self, run: Path, recipe: Recipe, data_folder: Path) -> None:
+        self.run = run
+        if not (run / "figures.json").is_file():
+            raise ValueError(f"{run} is no complete run; finish it with `python -m training run` first.")
+        stored = json.loads((run / "recipe.json").read_text())
+        if stored["recipe"] != json.loads(json.dumps(asdict(recipe))):
+            raise ValueError(f"{run} was made by the recipe {stored['recipe']['name']!r}, or another state of it.")
+        require_inputs(data_folder, stored["inputs"])
+        self.recipe = recipe
+        self.features: Vectors = np.load(run / "features/features.npy", allow_pickle=False)
+
+    def transform(self, held: Held) -> Transform:
+        """The transform that was learned without the held-out concepts."""
+        file = self.run / (f"splits/seed-{held.seed}.npz" if len(held.concepts) else "transform.npz")
+        if not file.is_file():
+            raise ValueError(f"{self.run} has no split {held.seed}; the teacher must be learned without its concepts.")
+        return Transform.load(file)
+
+    def features_of(self, images: Images, folder: Path, computing: EmbedConfig) -> Vectors:
+        """Features [n, p] of other images than the run's; kept in `folder`."""
+        return extract(build(self.recipe.encoder), self.recipe.encoder, images, folder, computing)
 
 
-def _student_vectors(
-    recipe: StudentRecipe,
-    data: Data,
-    teacher: NDArray[np.float32],
-    hidden: NDArray[np.int64],
-    out: Path,
-    seed: int,
-) -> NDArray[np.float32]:
-    """The trained student's embedding of every photo, [n, d]; read if it is there already."""
-    file = out / "vectors.npy"
-    if file.exists():
-        return np.asarray(np.load(file, allow_pickle=False))
-    out.mkdir(parents=True, exist_ok=True)
-    rows = np.flatnonzero(~np.isin(data.photos.concept, hidden))
-    label = _clusters(recipe, teacher, rows, out / "clusters")
-    student = recipe.encoder()
-    student.module.requires_grad_(True)
-    load = PixelLoader(data.photos, student.pixels)
-    feed: Feed = in_batch(
-        rows,
-        label,
-        batch=recipe.batch,
-        per_group=recipe.per_group,
-        triplets=recipe.triplets,
-        sampling=recipe.sampling,
-        seed=recipe.seed + seed,
-    )
-    distill(student.module, load, teacher, feed, recipe.distill, out)
-    every = np.arange(len(data.photos))
-    parts = [
-        features_of(student, load(every[i : i + BATCH])).float().numpy()
-        for i in tqdm(range(0, len(every), BATCH), desc="embed", unit="batch")
-    ]
-    vectors = np.concatenate(parts)
-    write_array(file, vectors)
-    return vectors
+def _student(
+    recipe: StudentRecipe, data: Data, teacher: _Teacher, held: Held, out: Path, computing: EmbedConfig
+) -> Encoder:
+    """The trained student; its weights are read if they are there already."""
+    student = _encoder(recipe)
+    folder = out / held.name
+    if (folder / "weights.safetensors").exists():
+        load_weights(student, folder / "weights.safetensors")
+        return student
+    images: Images = Views(data.photos, recipe.views) if recipe.views else data.photos
+    features = teacher.features_of(images, out / "views", computing) if recipe.views else teacher.features
+    lesson = _lesson(recipe, data, features, teacher.transform(held))
+    rows = _training_rows(recipe, data, held)
+    label = _clusters(recipe, lesson.clustered[: len(data.photos)], rows, folder / "clusters")
+    seed = recipe.feed.feed_seed + held.seed
+    feed = feed_of(replace(recipe.feed, feed_seed=seed), rows, label)
+    if recipe.views:
+        feed = with_views(feed, len(data.photos), recipe.views, seed=seed)
+    config = replace(recipe.distill, seed=recipe.distill.seed + held.seed)
+    load = PixelLoader(images, student.pixels)
+    distill(student, load, lesson.judged, feed, config, folder, targets=lesson.regressed, device=computing.device)
+    return student
 
 
-def _clusters(
-    recipe: StudentRecipe, teacher: NDArray[np.float32], rows: NDArray[np.int64], folder: Path
-) -> NDArray[np.int64]:
+@dataclass(frozen=True)
+class _Lesson:
+    """Vectors of all images and views: whose dot products are judgments, what is regressed, what is clustered."""
+
+    judged: Vectors
+    regressed: Vectors
+    clustered: Vectors
+
+
+def _lesson(recipe: StudentRecipe, data: Data, features: Vectors, transform: Transform) -> _Lesson:
+    aligned = transform.apply(features)
+    regressed = aligned if recipe.regress_on == "aligned" else features
+    if recipe.target == "untransformed":
+        return _Lesson(features, regressed, features)
+    if recipe.target == "people":
+        people = data.vice[np.maximum(data.photos.concept, 0)].astype(np.float32)
+        return _Lesson(np.tile(people, (recipe.views + 1, 1)), regressed, aligned)
+    return _Lesson(aligned, regressed, aligned)
+
+
+def _training_rows(recipe: StudentRecipe, data: Data, held: Held) -> NDArray[np.int64]:
+    """Rows of the photos that training may see, ascending: none of a held-out concept."""
+    concept = data.photos.concept
+    allowed = ~np.isin(concept, held.concepts)
+    if recipe.target == "people":
+        allowed &= concept != NO_CONCEPT
+    rows = np.flatnonzero(allowed)
+    chosen = np.random.default_rng([recipe.seed, held.seed]).permutation(rows)[: round(recipe.images * len(rows))]
+    return np.sort(chosen)
+
+
+def _clusters(recipe: StudentRecipe, teacher: Vectors, rows: NDArray[np.int64], folder: Path) -> NDArray[np.int64]:
     """Cluster of each photo, [n]; -1 for the photos that training must not see."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     write_array(folder / "teacher.npy", np.ascontiguousarray(teacher[rows], np.float32))
     config = ClusterConfig(clusters=recipe.clusters, elbow=(), points_per_cluster=None, seed=recipe.seed)
     cluster(folder / "teacher.npy", folder / "kmeans", config)
     label = np.full(len(teacher), -1, np.int64)
     label[rows] = np.load(folder / "kmeans/assignments.npy", allow_pickle=False)
     return label
-
-
-def _nearest(data: Data, vectors: NDArray[np.float32], train: NDArray[np.int64]) -> Estimate:
-    caltech, label = data.photos.of_dataset("caltech101")
-    unseen = ~np.isin(data.photos.concept[caltech], train)
-    return evaluate.nearest_neighbour(vectors[caltech], label, unseen)
-
-
-def _figures(judged: list[Judged], neighbours: list[Estimate], recipe: Recipe) -> dict[str, Any]:
-    temperature = evaluate.fit_temperature(*evaluate.pooled(judged, per_split=20_000, seed=recipe.seed))
-    statistics: dict[str, evaluate.Statistic] = {
-        "agreement with VICE": evaluate.agreement,
-        "RSA with VICE": evaluate.rsa,
-        "entropy correlation with VICE": evaluate.entropy_correlation(temperature),
-        "KL from VICE": evaluate.divergence(temperature),
-    }
-    estimates = {
-        name: asdict(evaluate.estimate(judged, statistic, repetitions=recipe.bootstrap, seed=recipe.seed))
-        for name, statistic in statistics.items()
-    }
-    return estimates | {"Caltech-101 1-NN, classes not trained on": asdict(evaluate.average(neighbours))}

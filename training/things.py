@@ -63,3 +63,55 @@ def read_responses(path: Path, n_concepts: int) -> Responses:
         row = int(repeated.argmax())
         raise ValueError(f"{path}, row {row}: {rows[row].tolist()} repeats a concept or has a position outside 0..2.")
     return Responses(concepts, odd)
+
+
+def read_concepts(path: Path, n_concepts: int) -> NDArray[np.int64]:
+    """The concept number of each row of features: [n], negative where it has none.
+
+    Args:
+        path: .npy of whole numbers [n], or a CSV manifest with a column `things_index` (empty for none).
+        n_concepts: how many concepts there are.
+
+    Raises:
+        ValueError: no such file, 1-based numbers, or a number of n or more; the row is named.
+    """
+    if path.suffix == ".csv":
+        rows = read_rows(path, ("things_index",))
+        numbers = np.array([to_int(path, i, row, "things_index", empty=-1) for i, row in enumerate(rows)], np.int64)
+    else:
+        numbers = _read_numbers(path)
+    _check_numbers(path, numbers, n_concepts)
+    return numbers
+
+
+def read_held_out(path: Path, n_concepts: int) -> NDArray[np.int64]:
+    """Concept numbers to keep from training, ascending: .npy [k], or text with one number a line.
+
+    Raises:
+        ValueError: no such file, 1-based numbers, or a number outside 0..n-1; the row is named.
+    """
+    if path.suffix == ".npy":
+        numbers = _read_numbers(path)
+    else:
+        lines = [{"concept": line} for line in path.read_text().split("\n") if line.strip()]
+        numbers = np.array([to_int(path, i, line, "concept") for i, line in enumerate(lines)], np.int64)
+    _check_numbers(path, numbers, n_concepts)
+    if (numbers < 0).any():
+        raise ValueError(f"{path}, row {int((numbers < 0).argmax())}: {numbers.min()}; expected 0 to {n_concepts - 1}.")
+    return np.unique(numbers)
+
+
+def _read_numbers(path: Path) -> NDArray[np.int64]:
+    raw = np.load(path, allow_pickle=False)
+    if not isinstance(raw, np.ndarray) or raw.ndim != 1 or raw.dtype.kind not in "iu":
+        raise ValueError(f"{path} is {getattr(raw, 'dtype', type(raw))} {np.shape(raw)}; expected whole numbers [n].")
+    return raw.astype(np.int64)
+
+
+def _check_numbers(path: Path, numbers: NDArray[np.int64], n_concepts: int) -> None:
+    if not len(numbers):
+        raise ValueError(f"{path} holds no concept number.")
+    if (numbers >= n_concepts).any():
+        one_based = " Is it 1-based?" if numbers.max() == n_concepts and not (numbers == 0).any() else ""
+        row = int((numbers >= n_concepts).argmax())
+        raise ValueError(f"{path}, row {row}: concept {numbers[row]}; expected 0 to {n_concepts - 1}.{one_based}")

@@ -24,7 +24,7 @@ and the odd-last order are `contract.triplets`' own; Laplace mixtures and other 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -36,13 +36,19 @@ from torch import Tensor
 
 from contract import triplets
 from contract.triplets import TieRule
-from training.stage import whole
+from training.stage import read_npz, whole
+from training.things import read_vice
 
 TIE_RULE: TieRule = "rounded"
 """Of every accuracy of this stage: VICE's own, so that figures compare with published ones."""
 
 BATCH = 16_384
-"""Triplets whose vectors are in memory at once when probabilities are computed."""
+"""Triplets that are in memory at once when probabilities are computed."""
+
+MAY_BE_ZERO = ("burn_in", "min_objects", "final_rate")
+
+GRAM = 2**13
+"""Objects up to which all their similarities are computed at once and looked up: 256 MiB, and far less to read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +61,10 @@ class ViceConfig:
         slab: standard deviation of the wide part.
         pi: weight of the SPIKE.
         batch: triplets in a minibatch.
-        learning_rate: of Adam, constant.
+        learning_rate: of Adam.
+        final_rate: share of the learning rate that is left after the last epoch, by a cosine. 1 is constant, as
+            published. Below 1 the noise of the last steps is averaged out; let `window` be above `epochs` then, so
+            that a fit does not end while its rate is high.
         epochs: at most.
         burn_in: epochs before which nothing counts as converged.
         window: epochs for which the number of dimensions must not have changed.
@@ -72,6 +81,7 @@ class ViceConfig:
     pi: float = 0.5
     batch: int = 128
     learning_rate: float = 1e-3
+    final_rate: float = 1.0
     epochs: int = 2000
     burn_in: int = 500
     window: int = 500
@@ -84,10 +94,12 @@ class ViceConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not (math.isfinite(value) and value >= 0 and (value > 0 or field.name in ("burn_in", "min_objects"))):
+            if not (math.isfinite(value) and value >= 0 and (value > 0 or field.name in MAY_BE_ZERO)):
                 raise ValueError(f"{field.name} is {value}; expected a finite number above 0.")
         if not (self.pi < 1 and self.false_discovery_rate < 1):
             raise ValueError(f"pi is {self.pi}, false_discovery_rate {self.false_discovery_rate}; expected below 1.")
+        if self.final_rate > 1:
+            raise ValueError(f"final_rate is {self.final_rate}; expected a share from 0 to 1.")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
@@ -103,6 +115,12 @@ class ViceConfig:
             return cls(**{name: types[name](value) for name, value in values.items()})
         except TypeError as error:
             raise ValueError(f"constants of VICE are {dict(values)}: {error}") from error
+
+
+def learning_rate(epoch: int, config: ViceConfig) -> float:
+    """Of every step of an epoch, from 0."""
+    wave = 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
+    return config.learning_rate * (config.final_rate + (1 - config.final_rate) * wave)
 
 
 @dataclass(frozen=True)
@@ -126,8 +144,7 @@ class Posterior:
     @classmethod
     def load(cls, file: Path) -> Self:
         """Read parameters.npz or pruned_params.npz. Raises ValueError when it is neither."""
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {name.removeprefix("pruned_"): archive[name] for name in archive.files}
+        arrays = {name.removeprefix("pruned_"): array for name, array in read_npz(file).items()}
         if sorted(arrays) != ["loc", "scale"]:
             raise ValueError(f"{file} holds {sorted(arrays)}; expected loc and scale.")
         loc, scale = arrays["loc"].astype(np.float32), arrays["scale"].astype(np.float32)
@@ -149,6 +166,37 @@ class Posterior:
         kept = np.flatnonzero(self.importance(false_discovery_rate) > min_objects)
         kept = kept[np.argsort(-np.abs(self.loc[:, kept]).sum(0), kind="stable")]
         return type(self)(np.ascontiguousarray(self.loc[:, kept]), np.ascontiguousarray(self.scale[:, kept]))
+
+    def draws(self, samples: int, *, seed: int, device: str = "cpu") -> Iterator[Tensor]:
+        """`samples` embeddings [objects, dimensions] of the posterior, rectified. Prune first."""
+        loc, scale = torch.from_numpy(self.loc).to(device), torch.from_numpy(self.scale).to(device)
+        noise = torch.Generator(device).manual_seed(seed)
+        for _ in range(samples):
+            yield torch.addcmul(loc, scale, torch.randn(loc.shape, generator=noise, device=device)).relu()
+
+
+def read_embeddings(file: Path, samples: int, *, seed: int) -> NDArray[np.floating[Any]]:
+    """What stands for people: a mean embedding (.npy), or rectified samples of a posterior (.npz of the vice stage).
+
+    Args:
+        file: .npy [objects, dimensions]; or parameters.npz, which is pruned here, or pruned_params.npz.
+        samples: R, of a posterior.
+        seed: of the samples.
+
+    Returns:
+        [objects, dimensions] of a mean embedding, [R, objects, dimensions] of a posterior.
+
+    Raises:
+        ValueError: neither of the two, no sample, or no dimension is left after pruning.
+    """
+    if samples < 1:
+        raise ValueError(f"{samples} posterior samples; expected 1 or more.")
+    if file.suffix == ".npy":
+        return read_vice(file)
+    posterior = Posterior.load(file).prune()  # of pruned parameters this is the same again
+    if not posterior.loc.shape[1]:
+        raise ValueError(f"{file}: no dimension survives pruning; train for longer.")
+    return torch.stack(list(posterior.draws(samples, seed=seed))).numpy()
 
 
 def discoveries(p: Tensor, rate: float) -> Tensor:
@@ -173,18 +221,22 @@ def triplet_probabilities(
 
     The mean over posterior samples of the softmax PROBABILITIES; neither similarities nor the embedding are
     averaged. Prune first. A sample is of the whole embedding, so a triplet's answer does not depend on which
-    others are asked, and memory is that of `BATCH` triplets.
+    others are asked.
     """
-    loc, scale = torch.from_numpy(posterior.loc).to(device), torch.from_numpy(posterior.scale).to(device)
-    rows = torch.from_numpy(index).to(device)
-    noise = torch.Generator(device).manual_seed(seed)
-    total = np.zeros((len(index), 3))
-    for _ in range(samples):
-        z = torch.addcmul(loc, scale, torch.randn(loc.shape, generator=noise, device=device)).relu()
+    return mean_probabilities(posterior.draws(samples, seed=seed, device=device), index)
+
+
+def mean_probabilities(embeddings: Iterable[Tensor], index: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Choice probabilities of triplets [n, 3] by each embedding [objects, dimensions], averaged: [n, 3]."""
+    total, count = np.zeros((len(index), 3)), 0
+    for z in embeddings:
+        rows, count = torch.from_numpy(index).to(z.device), count + 1
+        gram = z @ z.T if len(z) <= GRAM else None
         for start in range(0, len(index), BATCH):
-            chunk = slice(start, start + BATCH)
-            total[chunk] += triplets.pair_probabilities(triplets.pair_similarities(z[rows[chunk]])).cpu().numpy()
-    return total / samples
+            chunk = rows[start : start + BATCH]
+            sims = triplets.pair_similarities(z[chunk]) if gram is None else triplets.similarities_at(gram, chunk)
+            total[start : start + BATCH] += triplets.pair_probabilities(sims).cpu().numpy()
+    return total / count
 
 
 def figures(probabilities: NDArray[np.float64]) -> tuple[float, float]:

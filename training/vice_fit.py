@@ -14,7 +14,16 @@ from tqdm import tqdm
 
 from contract import triplets
 from training.stage import claim, whole, write_json
-from training.vice import TIE_RULE, Posterior, ViceConfig, complexity, figures, gradients, triplet_probabilities
+from training.vice import (
+    TIE_RULE,
+    Posterior,
+    ViceConfig,
+    complexity,
+    figures,
+    gradients,
+    learning_rate,
+    triplet_probabilities,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +171,7 @@ class Fit:
         n, batch = len(self._train), self._config.batch
         order = torch.randperm(n, generator=self._order).to(self._device)
         noise = torch.empty_like(self._loc)
+        self._optimiser.param_groups[0]["lr"] = learning_rate(len(self.counts), self._config)
         loss, hits = 0.0, 0
         for step, start in enumerate(range(0, n, batch)):
             index = self._train[order[start : start + batch]]

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from export import package as packaging
 from export.graph import AlignedModel, export_graph
-from tests.training.tiny import TINY, tiny_encoder, write_tiny_data
+from tests.training.tiny import TINY, TINY_MODEL, tiny_encoder, write_tiny_data
 from training.align import Transform
-from training.encoders import ENCODERS
+from training.models import MODELS
 from training.run import run
 
 
@@ -39,7 +39,7 @@ class Exported:
 def tiny_constants() -> Iterator[None]:
     """The tiny encoder is known, and parity takes as few photos as the tiny data have."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENCODERS, "tiny", tiny_encoder)
+        patch.setitem(MODELS, "tiny", TINY_MODEL)
         patch.setattr(packaging, "PARITY_PHOTOS", 48)
         patch.setattr(packaging, "CALIBRATION_PHOTOS", 8)
         yield

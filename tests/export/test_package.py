@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import numpy_helper
 
 from contract.bundle import Bundle, BundleError, check_golden, check_golden_pixels, read_bundle, sha256_of
@@ -21,9 +23,13 @@ from export import parity
 from export.package import ParityError, package
 from export.precision import PRECISIONS, Precision
 from tests.export.conftest import Exported, Run
+from tests.training.test_student import RECIPE as STUDENT
 from tests.training.tiny import CONCEPTS, TINY, tiny_encoder
+from training.encoders import features_of
 from training.photos import read_photos
 from training.run import KERNEL
+from training.student import run_students
+from training.student_model import load_weights
 
 
 def golden_of(run: Run) -> tuple[Path, ...]:
@@ -273,3 +279,19 @@ def test_data_that_the_run_was_not_trained_on_are_refused(tiny_run: Run, tmp_pat
         packaging.package(
             tiny_run.folder, tmp_path / "data", tmp_path / "b", precisions=("fp32",), golden_photos=golden_of(tiny_run)
         )
+
+
+def test_a_student_becomes_a_bundle_with_one_space(tiny_run: Run, tmp_path: Path) -> None:
+    recipe, run = replace(STUDENT, split_seeds=(0,)), tmp_path / "student"
+    run_students(recipe, tiny_run.folder, tiny_run.data, run)
+    with pytest.raises(ValueError, match=r"lacks final/weights.safetensors.*--final"):
+        package(run, tiny_run.data, tmp_path / "out", precisions=WANTED, golden_photos=golden_of(tiny_run))
+    run_students(recipe, tiny_run.folder, tiny_run.data, run, final=True)
+    bundle, _ = package(run, tiny_run.data, tmp_path / "out", precisions=("fp32",), golden_photos=golden_of(tiny_run))
+    manifest = read_bundle(bundle.path).manifest
+    assert list(manifest.spaces) == ["aligned"] and manifest.name == "tiny-student"
+    student = tiny_encoder()
+    load_weights(student, run / "final/weights.safetensors")
+    expected = features_of(student, torch.from_numpy(bundle.golden.pixels)).numpy()
+    np.testing.assert_allclose(bundle.golden.vectors["aligned"], expected, rtol=1e-3, atol=1e-5)
+    assert {figure.space for figure in manifest.figures} == {"aligned", "base"}

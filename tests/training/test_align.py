@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from contract import triplets
 from training import evaluate
 from training.align import (
     AlignConfig,
+    Targets,
     Transform,
     _identity_penalty,
     _kl,
@@ -155,8 +157,8 @@ def test_single_photos_borrow_differences_of_concepts_with_five_photos_and_other
 def test_the_divergence_is_zero_for_the_target_itself_and_positive_for_anything_else() -> None:
     target = torch.rand(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     index = torch.tensor([[0, 1, 2], [3, 4, 5], [5, 0, 3]])
-    assert float(_kl(target, target, index)) == 0
-    assert float(_kl(target * 1.5, target, index)) > 1e-3
+    assert float(_kl(target, Targets(target), index)) == 0
+    assert float(_kl(target * 1.5, Targets(target), index)) > 1e-3
 
 
 def test_the_loss_is_the_one_worked_by_hand() -> None:
@@ -164,7 +166,7 @@ def test_the_loss_is_the_one_worked_by_hand() -> None:
     a, b = np.log([6.0, 3.0])
     target = torch.tensor([[1.0, 1.0], [a, 0.0], [0.0, b]], dtype=torch.float64)
     expected = sum(p * np.log(p * 3) for p in (0.6, 0.3, 0.1))
-    loss = _kl(torch.eye(3, dtype=torch.float64), target, torch.tensor([[0, 1, 2]]))
+    loss = _kl(torch.eye(3, dtype=torch.float64), Targets(target), torch.tensor([[0, 1, 2]]))
     assert float(loss) == pytest.approx(expected, rel=1e-12)
 
 
@@ -189,7 +191,52 @@ def test_the_gradient_of_the_loss_equals_finite_differences() -> None:
     weights = torch.randn(3, 3, dtype=torch.float64, generator=generator, requires_grad=True)
     bias = torch.randn(3, dtype=torch.float64, generator=generator, requires_grad=True)
     index = torch.tensor([[0, 1, 2], [2, 3, 4], [4, 0, 1]])
-    assert torch.autograd.gradcheck(lambda w, b: _kl(x @ w + b, target, index), (weights, bias))
+    assert torch.autograd.gradcheck(lambda w, b: _kl(x @ w + b, Targets(target), index), (weights, bias))
+
+
+def test_identical_posterior_samples_teach_what_the_mean_embedding_teaches() -> None:
+    world, config = World(), replace(CONFIG, steps=20)
+    mean = world.learn(config)
+    world.vice = np.stack([world.vice] * 5)
+    np.testing.assert_allclose(world.learn(config).weights, mean.weights, atol=1e-4)
+
+
+def test_targets_are_the_mean_of_the_samples_probabilities() -> None:
+    rng = np.random.default_rng(0)
+    draws, index = np.maximum(rng.normal(1, 1, (40, 6, 3)), 0), np.array([[0, 1, 2], [3, 5, 1], [4, 2, 0]])
+    p = Targets(torch.from_numpy(draws)).log_probabilities(torch.from_numpy(index)).exp().numpy()
+    expected = np.mean([triplets.pair_probabilities(triplets.pair_similarities(z[index])) for z in draws], 0)
+    np.testing.assert_allclose(p, expected, rtol=1e-12)
+    of_mean_logits = triplets.pair_probabilities(np.mean([triplets.pair_similarities(z[index]) for z in draws], 0))
+    assert np.abs(p - of_mean_logits).max() > 0.05
+
+
+def test_a_noisy_posterior_gives_softer_targets_and_a_less_certain_transform() -> None:
+    world, index = World(), np.array([[0, 1, 2], [3, 5, 1], [4, 2, 0], [9, 11, 7], [6, 8, 10]])
+    noisy = np.maximum(world.vice + np.random.default_rng(0).normal(0, 1, (60, *world.vice.shape)), 0)
+    doubt, doubt_learned = [], []
+    for vice in (noisy.mean(0), noisy):
+        world.vice = vice
+        targets = Targets(torch.from_numpy(vice)).log_probabilities(torch.from_numpy(index))
+        doubt.append(float(triplets.entropy(targets.exp()).mean()))
+        photos = world.learn().apply(world.features)[3 * index]  # photo 3 c is of concept c, or of c - 1
+        sims = triplets.pair_similarities(photos.astype(np.float64))
+        doubt_learned.append(triplets.entropy(triplets.pair_probabilities(sims)).mean())
+    assert doubt[1] > doubt[0] + 0.1
+    assert doubt_learned[1] > doubt_learned[0] + 0.05
+
+
+@pytest.mark.parametrize("bad", [np.full((24, 3), np.nan), np.ones(24), np.ones((1, 2, 24, 3))])
+def test_a_vice_that_cannot_be_is_refused(bad: Any) -> None:
+    world = World()
+    world.vice = bad
+    with pytest.raises(ValueError, match=r"VICE is \(.*expected finite"):
+        world.learn()
+
+
+def test_more_components_than_features_are_refused() -> None:
+    with pytest.raises(ValueError, match=rf"components is {WIDTH + 1}; the features have {WIDTH}"):
+        World().learn(replace(CONFIG, components=WIDTH + 1))
 
 
 def test_fewer_than_three_training_concepts_are_refused() -> None:
@@ -262,6 +309,8 @@ def test_a_published_glocal_file_is_read_and_applied_as_published(tmp_path: Path
         ({"std": np.ones(5)}, "must be single numbers"),
         ({"std": np.array(0.0)}, "std above 0"),
         ({"std": np.array(np.nan)}, "std above 0"),
+        ({"std": np.array(np.inf)}, "std above 0"),
+        ({"bias": np.array([0, np.nan, 0])}, r"\['bias'\] hold a value that is not finite"),
         ({"power": np.ones(5)}, "must be single numbers"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,23 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 from torch import nn
 
-from training.distill import DistillConfig, decay_to_start, distill, divergence, learning_rate
-from training.feeds import in_batch
+from contract.bundle import BaseModel
+from contract.pixels import PixelSpec
+from training.distill import _augment, distill
+from training.encoders import Encoder
+from training.feeds import Step, in_batch, labelled_feed
+from training.student_model import Adaptation
+from training.trainer import DistillConfig, decay_towards, divergence, learning_rate
 
 N, SIDE, WIDTH = 40, 4, 6
 
 
 def config_of(**changes: Any) -> DistillConfig:
     constants: dict[str, Any] = {
-        "loss": "kl",
         "temperature": 1.0,
-        "teacher_temperature": 1.0,
         "steps": 12,
         "learning_rate": 0.01,
         "warmup": 2,
@@ -30,32 +35,53 @@ def config_of(**changes: Any) -> DistillConfig:
         "regression": 0.3,
         "precision": "fp32",
         "checkpoint_every": 4,
-        "seed": 0,
     }
     return DistillConfig(**(constants | changes))
 
 
+class Block(nn.Module):
+    """A residual block with the layer name that adapters look for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.tanh(self.qkv(x))
+
+
 class Student(nn.Module):
-    """Pixels / 255, flattened, through one layer."""
+    """Pixels / 255, flattened, through one layer and two blocks; `unused` is in no way to the output."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(1)
         self.layer = nn.Linear(3 * SIDE * SIDE, WIDTH)
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.unused = nn.Linear(2, 2)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.layer(pixels.flatten(1).float() / 255)
-        return out
+        x: torch.Tensor = self.layer(pixels.flatten(1).float() / 255)
+        for block in self.blocks:
+            x = block(x)
+        return x
 
 
-def trained(out: Path, **changes: Any) -> tuple[nn.Module, list[dict[str, float]]]:
+def student() -> Encoder:
+    pixels = PixelSpec(height=SIDE, width=SIDE, resize="squash", dtype="uint8", mean=(0.5,) * 3, std=(0.5,) * 3)
+    return Encoder(Student(), pixels, WIDTH, BaseModel(name="toy", source="test", license="none"))
+
+
+def trained(out: Path, *, triplets: int = 200, **changes: Any) -> tuple[Any, list[dict[str, float]]]:
     """A student of random photos and a random teacher after the configured steps, and its log."""
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 256, (N, 3, SIDE, SIDE), dtype=np.uint8))
     teacher = rng.normal(size=(N, 5)).astype(np.float32)
-    feed = in_batch(np.arange(N), np.arange(N) % 4, batch=9, per_group=3, triplets=200, sampling="border", seed=3)
-    student = distill(Student(), lambda rows: pixels[torch.from_numpy(rows)], teacher, feed, config_of(**changes), out)
-    return student, [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    label = np.arange(N) % 4
+    feed = in_batch(np.arange(N), label, batch=9, per_group=3, triplets=triplets, sampling="border", seed=3)
+    encoder = student()
+    distill(encoder, lambda rows: pixels[torch.from_numpy(rows)], teacher, feed, config_of(**changes), out)
+    return encoder.module, [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def test_the_loss_is_zero_where_the_student_judges_as_its_teacher() -> None:
@@ -85,7 +111,7 @@ def test_jsd_stays_finite_where_a_probability_underflows() -> None:
 
 def test_decay_pulls_towards_the_start_by_its_share() -> None:
     now, then = torch.tensor([4.0, 0.0]), torch.tensor([0.0, 2.0])
-    decay_to_start([now], [then], 0.25)
+    decay_towards([now], [then], 0.25)
     assert now.tolist() == [3.0, 0.5]
 
 
@@ -104,18 +130,100 @@ def test_a_student_learns_its_teachers_judgments(tmp_path: Path, loss: str) -> N
     assert last < 0.85 * first
 
 
-def test_strong_decay_keeps_the_student_where_it_started(tmp_path: Path) -> None:
-    moved = []
+@pytest.mark.parametrize("decay_to", ["start", "zero"])
+def test_strong_decay_keeps_the_student_at_its_start_or_near_zero(tmp_path: Path, decay_to: str) -> None:
+    away = []
     for decay in (0.0, 80.0):
-        student, _ = trained(tmp_path / str(decay), decay=decay, steps=40)
-        moved.append((student.layer.weight - Student().layer.weight).norm().item())  # type: ignore[operator, union-attr]
-    assert moved[1] < 0.5 * moved[0]
+        module, _ = trained(tmp_path / str(decay), decay=decay, decay_to=decay_to, steps=40)
+        start = Student().layer.weight if decay_to == "start" else 0.0
+        away.append((module.layer.weight - start).norm().item())
+    assert away[1] < 0.5 * away[0]
+
+
+@pytest.mark.parametrize("adaptation", [Adaptation(), Adaptation(lora_rank=2, lora_targets=("qkv",), lora_dropout=0.5)])
+def test_a_microbatch_changes_memory_and_not_the_step(tmp_path: Path, adaptation: Adaptation) -> None:
+    """Without dropout: what is dropped is drawn a part at a time."""
+    quiet = replace(adaptation, lora_dropout=0.0)
+    whole, log = trained(tmp_path / "whole", adaptation=quiet)
+    parts, parts_log = trained(tmp_path / "parts", adaptation=quiet, microbatch=2)
+    np.testing.assert_allclose([x["divergence"] for x in parts_log], [x["divergence"] for x in log], rtol=1e-4)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+    dropped = [trained(tmp_path / f"dropped-{i}", adaptation=adaptation, microbatch=2)[1] for i in range(2)]
+    assert [x["divergence"] for x in dropped[0]] == [x["divergence"] for x in dropped[1]]
+
+
+def test_lora_trains_adapters_alone_and_writes_them_merged(tmp_path: Path) -> None:
+    adaptation = Adaptation(lora_rank=2, lora_targets=("qkv",))
+    module, _ = trained(tmp_path, adaptation=adaptation, decay=0.0)
+    start = Student()
+    assert set(module.state_dict()) == set(start.state_dict())
+    assert torch.equal(module.layer.weight, start.layer.weight)
+    moved = [(a.qkv.weight - b.qkv.weight) for a, b in zip(module.blocks, start.blocks, strict=True)]
+    assert all(torch.linalg.matrix_rank(m.detach(), atol=1e-5) == 2 for m in moved)
+
+
+def test_frozen_blocks_and_what_comes_before_them_stay(tmp_path: Path) -> None:
+    module, _ = trained(tmp_path, adaptation=Adaptation(frozen_blocks=1))
+    start = Student()
+    assert torch.equal(module.layer.weight, start.layer.weight)
+    assert torch.equal(module.blocks[0].qkv.weight, start.blocks[0].qkv.weight)
+    assert not torch.equal(module.blocks[1].qkv.weight, start.blocks[1].qkv.weight)
+    with pytest.raises(ValueError, match="2 transformer blocks; 3"):
+        trained(tmp_path / "more", adaptation=Adaptation(frozen_blocks=3))
+
+
+def test_a_triplet_head_is_judged_and_written_beside_the_encoder(tmp_path: Path) -> None:
+    module, log = trained(tmp_path, adaptation=Adaptation(triplet_head=3), regression=0.0, decay=0.0, steps=150)
+    head = load_file(tmp_path / "triplet_head.safetensors")
+    assert head["weight"].shape == (3, WIDTH)
+    assert set(module.state_dict()) == set(Student().state_dict())
+    assert np.mean([x["divergence"] for x in log[-10:]]) < 0.85 * np.mean([x["divergence"] for x in log[:10]])
+
+
+def test_labelled_triplets_teach_without_vectors_and_regression_then_asks_for_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 256, (N, 3, SIDE, SIDE), dtype=np.uint8))
+    rows, similarities = rng.permuted(np.tile(np.arange(N), (200, 1)), axis=1)[:, :3], np.tile([9.0, 0, 0], (200, 1))
+    feed = labelled_feed(rows, similarities.astype(np.float32), batch=50, seed=0)
+
+    def train(**changes: Any) -> None:
+        distill(student(), lambda r: pixels[torch.from_numpy(r)], None, feed, config_of(**changes), tmp_path / "out")
+
+    with pytest.raises(ValueError, match="regression needs"):
+        train()
+    train(regression=0.0, decay=0.0, steps=100)
+    log = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
+    assert log[-1]["divergence"] < 0.9 * log[0]["divergence"]
+
+
+def test_the_regression_can_aim_at_other_vectors_than_the_judgments(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 256, (N, 3, SIDE, SIDE), dtype=np.uint8))
+    feed = in_batch(np.arange(N), np.arange(N) % 4, batch=9, per_group=3, triplets=50, sampling="random", seed=3)
+    last = []
+    for name in ("their own", "one for all"):
+        targets = None if name == "their own" else np.ones((N, 2), np.float32)
+        teacher = rng.normal(size=(N, 5)).astype(np.float32)
+        out = tmp_path / name
+        distill(student(), lambda r: pixels[torch.from_numpy(r)], teacher, feed, config_of(), out, targets=targets)
+        last.append(json.loads((out / "log.jsonl").read_text().splitlines()[-1])["regression"])
+    assert last[1] < 0.1 < last[0]
+
+
+@pytest.mark.parametrize("how", ["flip", "crop"])
+def test_augmentation_is_the_same_for_the_same_step_and_another_for_another(how: str) -> None:
+    pixels = torch.randint(0, 256, (8, 3, 12, 10), dtype=torch.uint8)
+    first, again, other = (_augment(pixels, how, [np.random.default_rng([s, i]) for i in range(8)]) for s in (0, 0, 1))
+    assert torch.equal(first, again) and first.shape == pixels.shape and first.dtype == torch.uint8
+    assert not torch.equal(first, other) and not torch.equal(first, pixels)
+    if how == "flip":
+        assert all(torch.equal(a, b) or torch.equal(a, b.flip(-1)) for a, b in zip(first, pixels, strict=True))
 
 
 def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, whole_log = trained(tmp_path / "whole")
     steps = iter(range(10))
-    monkeypatch.setattr("training.distill.learning_rate", lambda config, step: _killed_at(6, next(steps), config, step))
+    monkeypatch.setattr("training.trainer.learning_rate", lambda config, step: _killed_at(6, next(steps), config, step))
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "killed")
     monkeypatch.undo()
@@ -135,8 +243,10 @@ def _killed_at(at: int, call: int, config: DistillConfig, step: int) -> float:
 
 def test_another_configuration_is_refused_for_a_checkpoint(tmp_path: Path) -> None:
     trained(tmp_path)
-    with pytest.raises(ValueError, match="another configuration"):
+    with pytest.raises(ValueError, match="another config"):
         trained(tmp_path, decay=0.1)
+    with pytest.raises(ValueError, match="another inputs"):
+        trained(tmp_path, triplets=100)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(tmp_path: Path) -> None:
@@ -145,27 +255,26 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(tmp_path: Path) -
 
 
 def test_a_teacher_that_is_not_finite_is_named(tmp_path: Path) -> None:
-    teacher = np.zeros((3, 2), np.float32)
+    rows, teacher = np.arange(3), np.zeros((3, 2), np.float32)
     teacher[1, 0] = np.nan
     with pytest.raises(ValueError, match="image 1"):
-        distill(Student(), lambda rows: torch.zeros(0), teacher, lambda step: None, config_of(), tmp_path)  # type: ignore[arg-type, return-value]
+        distill(student(), lambda rows: torch.zeros(0), teacher, lambda step: Step(rows, rows), config_of(), tmp_path)
 
 
-def _in_process(rank: int, folder: str) -> None:
+def _in_process(rank: int, folder: str, parallel: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    student, _ = trained(Path(folder) / "two") if rank == 0 else (trained(Path(folder) / "other")[0], [])
-    if rank == 0:
-        torch.save(student.state_dict(), f"{folder}/two.pt")
-    dist.destroy_process_group()
+    try:
+        trained(Path(folder) / "two", parallel=parallel, microbatch=2)
+    finally:
+        dist.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_take_the_steps_of_one(tmp_path: Path, parallel: str) -> None:
     one, log = trained(tmp_path / "one")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/log.jsonl").touch()
-    mp.spawn(_in_process, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
-    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    mp.spawn(_in_process, (str(tmp_path), parallel), nprocs=2)  # type: ignore[no-untyped-call]
+    two = load_file(tmp_path / "two/weights.safetensors")
     assert all(torch.allclose(one.state_dict()[name], two[name], atol=1e-5) for name in two)
     both = [json.loads(line)["divergence"] for line in (tmp_path / "two/log.jsonl").read_text().splitlines()]
     np.testing.assert_allclose(both, [line["divergence"] for line in log], rtol=1e-4)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from contract import triplets
-from tests.training.tiny import CONCEPTS, TINY, tiny_encoder, write_photo, write_rows, write_tiny_data
+from tests.training.tiny import CONCEPTS, TINY, TINY_MODEL, write_photo, write_rows, write_tiny_data
 from training import __main__ as command_line
 from training import run as stages
 from training.align import Transform, uncertainty_distillation
-from training.encoders import ENCODERS
+from training.models import MODELS
 from training.run import read_data, run, split_concepts, two_animals_and_a_vehicle
 from training.things import read_vice
 
@@ -37,7 +37,7 @@ ON_BOTH_SPACES = {
 
 @pytest.fixture(autouse=True)
 def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ENCODERS, "tiny", tiny_encoder)
+    monkeypatch.setitem(MODELS, "tiny", TINY_MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, P
     """(data folder, run folder) of one finished run; tests copy what they change."""
     root = tmp_path_factory.mktemp("tiny")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENCODERS, "tiny", tiny_encoder)
+        patch.setitem(MODELS, "tiny", TINY_MODEL)
         run(TINY, write_tiny_data(root / "data"), root / "run")
     yield root / "data", root / "run"
 
@@ -91,8 +91,8 @@ def test_a_run_writes_the_files_that_its_docstring_lists(finished: tuple[Path, P
     files = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
     splits = {f"splits/seed-{seed}.npz" for seed in TINY.split_seeds}
     human = {"human/without-0-1-2.npz", "human/without-4-5-7.npz"}
-    shards = {"features/identity.json", "features/00000000.npy"}
-    assert files == {"recipe.json", "figures.json", "transform.npz"} | splits | human | shards
+    features = {f"features/{name}" for name in ("identity.json", "features.npy", "names.txt", "index.json")}
+    assert files == {"recipe.json", "figures.json", "transform.npz"} | splits | human | features
     assert Transform.load(out / "transform.npz").weights.shape == (64, TINY.align.components)
 
 
@@ -111,7 +111,7 @@ def test_running_again_computes_nothing_again(
         raise AssertionError("computed again")
 
     monkeypatch.setattr(stages, "uncertainty_distillation", refuse)
-    monkeypatch.setattr("training.features.features_of", refuse)
+    monkeypatch.setattr("training.embed.features_of", refuse)
     again = run(TINY, *mine)
     assert again == json.loads((finished[1] / "figures.json").read_text())
 
@@ -232,7 +232,7 @@ def test_data_without_human_triplets_gives_all_other_figures(mine: tuple[Path, P
 def test_human_responses_are_judged_in_the_order_they_saw_by_the_transform_that_has_not_seen_them(
     finished: tuple[Path, Path],
 ) -> None:
-    data, features = read_data(finished[0]), np.load(finished[1] / "features/00000000.npy")
+    data, features = read_data(finished[0]), np.load(finished[1] / "features/features.npy")
     base, aligned = stages._human(replace(TINY, draws=400), data, features, finished[1])
     for figure, is_aligned in ((base, False), (aligned, True)):
         hits = []
@@ -358,5 +358,5 @@ def test_an_unknown_recipe_is_refused_with_the_known_ones(
 
 def test_a_photo_repainted_after_the_run_is_noticed(mine: tuple[Path, Path]) -> None:
     write_photo(mine[0] / "images/5-0.png", (1, 1, 1), seed=1)
-    with pytest.raises(ValueError, match="was made with another photos"):
+    with pytest.raises(ValueError, match="was made with another images"):
         run(TINY, *mine)

@@ -28,6 +28,7 @@ from training.vice import (
     discoveries,
     figures,
     gradients,
+    learning_rate,
     triplet_probabilities,
 )
 from training.vice_data import agreement, fitting_odd, odd_last, read_triplets, simulate_choices
@@ -317,3 +318,21 @@ def test_human_responses_are_odd_last_by_the_published_embedding_with_its_known_
     assert convention == "last"
     assert both["last"] == pytest.approx(0.636, abs=0.001)
     assert figures(true_probabilities(vice, rows))[1] == pytest.approx(0.8365, abs=0.0005)
+
+
+def test_the_learning_rate_is_constant_unless_it_is_to_fall_by_a_cosine() -> None:
+    assert {learning_rate(epoch, LEARN) for epoch in range(LEARN.epochs)} == {LEARN.learning_rate}
+    falling = replace(LEARN, final_rate=0.1)
+    rates = [learning_rate(epoch, falling) / LEARN.learning_rate for epoch in range(LEARN.epochs + 1)]
+    assert (np.diff(rates) < 0).all()
+    assert (rates[0], rates[-1]) == (pytest.approx(1), pytest.approx(0.1))
+    assert rates[LEARN.epochs // 2] == pytest.approx(0.55)
+    with pytest.raises(ValueError, match=r"final_rate is 1\.5"):
+        replace(LEARN, final_rate=1.5)
+
+
+def test_the_falling_rate_reaches_the_optimiser(tmp_path: Path) -> None:
+    plain, falling = (
+        short_fit(tmp_path / str(rate), replace(SHORT, final_rate=rate)).loc.tobytes() for rate in (1.0, 0.0)
+    )
+    assert plain != falling

@@ -16,6 +16,7 @@ from contract.bundle import BaseModel
 from contract.pixels import PixelSpec
 from training.align import AlignConfig
 from training.encoders import Encoder
+from training.models import Model
 from training.photos import Photos
 from training.recipe import Recipe
 
@@ -67,6 +68,12 @@ def tiny_encoder() -> Encoder:
     spec = PixelSpec(height=8, width=8, resize="squash", dtype="uint8")
     base_model = BaseModel(name="tiny", source="tests/training/tiny.py", license="Apache-2.0")
     return Encoder(Convolutions().eval().requires_grad_(False), spec, 64, base_model)
+
+
+TINY_MODEL = Model(
+    source=lambda side: tiny_encoder(), output="pooled", size=64, side=8, license="Apache-2.0", cite="this file"
+)
+"""For `MODELS`, so that recipes can name the tiny encoder."""
 
 
 def write_photo(file: Path, colour: Sequence[float] | NDArray[Any], seed: int) -> None:

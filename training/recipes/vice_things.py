@@ -32,6 +32,7 @@ RECIPE = ViceRecipe(
         pi=0.5,
         batch=128,
         learning_rate=1e-3,
+        final_rate=1.0,
         epochs=2000,
         burn_in=500,
         window=500,

@@ -1,0 +1,78 @@
+"""`python -m training distill`: from photos, vectors and clusters, or from triplets that were judged, to weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.tiny import write_photo
+from training.__main__ import main
+from training.models import build
+
+SMALL = "--batch 8 --per-group 2 --triplets-per-step 40 --steps 4 --warmup 1 --checkpoint-every 2 --precision fp32"
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """A folder with photos/, vectors.npy and groups.npy of 20 images."""
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        write_photo(tmp_path / f"photos/{seed:02d}.png", rng.random(3), seed)
+    np.save(tmp_path / "vectors.npy", rng.normal(size=(20, 4)).astype(np.float32))
+    np.save(tmp_path / "groups.npy", np.arange(20) % 4)
+    return tmp_path
+
+
+def distill(folder: Path, *more: str) -> None:
+    argv = ["distill", "timm:test_vit", str(folder / "photos"), "--out", str(folder / "out"), "--random-weights", "0"]
+    main([*argv, *SMALL.split(), *more])
+
+
+def test_the_weights_it_writes_are_a_checkpoint_for_the_same_model(inputs: Path) -> None:
+    distill(inputs, "--teacher", str(inputs / "vectors.npy"), "--groups", str(inputs / "groups.npy"))
+    start = build("timm:test_vit", pretrained=False).module.state_dict()
+    trained = build("timm:test_vit", checkpoint=inputs / "out/weights.safetensors").module.state_dict()
+    assert set(trained) == set(start)
+    assert not all(torch.equal(trained[name], start[name]) for name in start)
+    assert len((inputs / "out/log.jsonl").read_text().splitlines()) == 4
+    assert json.loads((inputs / "out/config.json").read_text())["config"]["temperature"] == 100
+
+
+def test_judged_triplets_are_read_through_their_gates(inputs: Path) -> None:
+    names = np.array([f"{i:02d}.png" for i in range(20)])
+    rows = np.random.default_rng(0).permuted(np.tile(np.arange(20), (60, 1)), axis=1)[:, :3]
+    file = inputs / "train_random.npz"
+    similarities = np.tile(np.float32([3, 1, 0]), (60, 1))
+    np.savez(file, filenames=names[rows], similarities=similarities, indices=rows)
+    distill(inputs, "--triplets", str(file))
+    assert (inputs / "out/weights.safetensors").exists()
+    np.savez(file, filenames=names[rows], similarities=similarities[:, ::-1].copy(), indices=rows)
+    with pytest.raises(SystemExit, match="error"):
+        distill(inputs, "--triplets", str(file), "--out", str(inputs / "other"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vectors": np.ones((19, 4), np.float32)}, "a row for each of the 20 images"),
+        ({"groups": np.arange(19)}, "a number for each of the 20 images"),
+        ({"vectors": np.full((20, 4), np.nan, np.float32)}, "image 0 is not finite"),
+        ({"groups": np.arange(20)}, "groups of two or more"),
+    ],
+)
+def test_what_does_not_fit_the_images_is_named(inputs: Path, change: dict[str, np.ndarray], message: str) -> None:
+    for name, array in change.items():
+        np.save(inputs / f"{name}.npy", array)
+    with pytest.raises(SystemExit, match=message):
+        distill(inputs, "--teacher", str(inputs / "vectors.npy"), "--groups", str(inputs / "groups.npy"))
+
+
+def test_a_photo_that_does_not_decode_is_named_and_neither_or_both_teachers_are_refused(inputs: Path) -> None:
+    with pytest.raises(SystemExit, match="either --teacher with --groups, or --triplets"):
+        distill(inputs)
+    for file in (inputs / "photos").iterdir():
+        file.write_bytes(b"harmed")
+    with pytest.raises(SystemExit, match=r"photos/\d\d.png"):
+        distill(inputs, "--teacher", str(inputs / "vectors.npy"), "--groups", str(inputs / "groups.npy"))

@@ -1,0 +1,91 @@
+"""Distil a teacher's judgments into a ViT.
+
+Reads IMAGES (a folder, a CSV manifest, hf:..., wds:...) and either the teacher's vectors (--teacher, .npy, a row an
+image in the order of `embed`) with their clusters (--groups, of `cluster`), or triplets that a teacher has judged
+(--triplets, the official .npz layout). Writes config.json, log.jsonl, checkpoint.pt and weights.safetensors to --out.
+Killed at any point, the same command goes on where it stopped, to the same weights. On many processes or GPUs:
+torchrun --nproc-per-node N -m training distill ...
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training import options
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Student, images, teacher, and the fields of FeedConfig and DistillConfig."""
+    from training.feeds import FeedConfig
+    from training.models import MODELS
+    from training.trainer import DistillConfig
+
+    known = ", ".join(MODELS)
+    parser.add_argument("model", help=f"the student: one of {known}; or timm:NAME, or open_clip:ARCH/PRETRAINED")
+    parser.add_argument("images", help="where the images come from")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make or to continue")
+    parser.add_argument("--checkpoint", type=Path, help="local weights (.pt, .pth, .safetensors) instead of the hub's")
+    parser.add_argument("--random-weights", type=int, metavar="SEED", help="a student from scratch")
+    parser.add_argument("--side", type=int, help="of the square input in pixels; the model's own if not given")
+    parser.add_argument("--teacher", type=Path, help=".npy [n, k], aligned vectors of the images")
+    parser.add_argument("--groups", type=Path, help=".npy [n], clusters or classes; -1 for images not to train on")
+    parser.add_argument("--triplets", type=Path, help="official .npz or folder of shards; the feed is then `labelled`")
+    parser.add_argument("--regress-on", type=Path, help=".npy [n, p] that the regression predicts; --teacher's if not")
+    parser.add_argument("--device", default="cpu", help="`cuda` is each process's own GPU")
+    options.add_options(parser, FeedConfig)
+    options.add_options(parser, DistillConfig)
+
+
+def do(args: argparse.Namespace) -> None:
+    """Distil; what there is to see is in --out."""
+    from training.distill import distill
+    from training.images import open_images, require_present
+    from training.loading import PixelLoader
+    from training.models import build
+    from training.processes import processes
+    from training.trainer import DistillConfig
+
+    config = options.read_options(args, DistillConfig)
+    with processes(args.device) as device:
+        images = open_images(args.images)
+        require_present(images, args.images)
+        random = args.random_weights is not None
+        student = build(
+            args.model,
+            checkpoint=args.checkpoint,
+            side=args.side,
+            pretrained=not random,
+            seed=args.random_weights or 0,
+        )
+        teacher, targets = (_vectors(path, len(images)) for path in (args.teacher, args.regress_on))
+        feed = _feed(args, images.names, teacher)
+        load = PixelLoader(images, student.pixels)
+        distill(student, load, teacher, feed, config, args.out, targets=targets, device=device)
+
+
+def _vectors(path: Path | None, n: int) -> Any:
+    if path is None:
+        return None
+    vectors = np.load(path, mmap_mode="c", allow_pickle=False)  # torch wants writable memory
+    if vectors.ndim != 2 or len(vectors) != n:
+        raise ValueError(f"{path} is {vectors.shape}; expected a row for each of the {n} images.")
+    return np.asarray(vectors, np.float32)
+
+
+def _feed(args: argparse.Namespace, names: Any, teacher: Any) -> Any:
+    from training.feeds import FeedConfig, feed_of, labelled_feed
+    from training.triplet_files import Names
+    from training.triplet_gates import Gates, load
+
+    config = options.read_options(args, FeedConfig)
+    if (args.triplets is None) == (teacher is None or args.groups is None):
+        raise ValueError("give either --teacher with --groups, or --triplets (--teacher may then check them).")
+    if args.triplets is not None:
+        loaded = load(args.triplets, Names(np.array(names), args.images), Gates(), features=teacher, classes=None)
+        return labelled_feed(loaded.rows, loaded.similarities, batch=config.batch, seed=config.feed_seed)
+    groups = np.load(args.groups, allow_pickle=False)
+    if groups.shape != (len(names),):
+        raise ValueError(f"{args.groups} is {groups.shape}; expected a number for each of the {len(names)} images.")
+    return feed_of(config, np.flatnonzero(groups >= 0), groups.astype(np.int64))

@@ -1,0 +1,66 @@
+"""Do every stage of a recipe that is not complete yet.
+
+Reads photos and judgments under --data (images.csv, things/), writes a run folder at --out. A student's recipe runs
+its teacher's first, in OUT/teacher, unless --teacher names a complete run of it. Killed at any point, the same
+command goes on where it stopped. On many processes or GPUs: torchrun --nproc-per-node N -m training run ...
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Recipe, data and run folder."""
+    from training.recipe import Recipe
+    from training.recipes import recipes_of
+    from training.student import StudentRecipe
+
+    names = sorted([*recipes_of(Recipe), *recipes_of(StudentRecipe)])
+    parser.add_argument("recipe", choices=names, help="a file of training/recipes/")
+    parser.add_argument("--data", type=Path, required=True, help="folder with images.csv and things/")
+    parser.add_argument("--out", type=Path, required=True, help="run folder to make or to continue")
+    parser.add_argument("--teacher", type=Path, help="a complete run folder of the student's teacher")
+    parser.add_argument("--device", default="cpu", help="where students train; `cuda` is each process's own GPU")
+    parser.add_argument("--final", action="store_true", help="also train a student on all concepts, to be exported")
+    parser.add_argument("--compile", action="store_true", help="compile the teacher for views; needs a C++ compiler")
+
+
+def do(args: argparse.Namespace) -> None:
+    """Run the recipe and print its figures."""
+    from training.recipe import Recipe
+    from training.recipes import recipes_of
+    from training.run import run
+    from training.student import StudentRecipe
+
+    teachers, students = recipes_of(Recipe), recipes_of(StudentRecipe)
+    if args.recipe in students:
+        _run_student(students[args.recipe], args)
+        return
+    if args.teacher is not None or args.final:
+        raise ValueError(f"{args.recipe} is no student; it has no --teacher and no --final.")
+    for figure in run(teachers[args.recipe], args.data, args.out)["figures"]:
+        _print(figure["space"], figure["name"], figure)
+
+
+def _run_student(recipe: Any, args: argparse.Namespace) -> None:
+    from training.processes import place, processes
+    from training.run import run
+    from training.student import run_students
+
+    with processes(args.device) as device:
+        teacher = args.teacher
+        if teacher is None:
+            teacher = args.out / "teacher"
+            run(recipe.teacher, args.data, teacher)
+        figures = run_students(recipe, teacher, args.data, args.out, device=device, compile_encoders=args.compile)
+        first = place().rank == 0
+    if first:
+        for group in ("models", "differences"):
+            for model, estimates in figures[group].items():
+                for name, estimate in estimates.items():
+                    _print(model, name, estimate)
+
+
+def _print(model: str, name: str, e: dict[str, Any]) -> None:
+    print(f"{model:18} {name:48} {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}], n={e['n']}")

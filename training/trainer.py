@@ -1,0 +1,315 @@
+"""One optimiser step of a distillation, in one process or many, and its checkpoints.
+
+Under torchrun every process embeds its share of a step's images; embeddings are gathered, every process computes
+the loss of the whole batch, and gradients flow through its own share alone. DDP and FSDP average gradients over
+processes, so the loss is multiplied by their number: the step is that of one process with the whole batch.
+
+`microbatch` bounds memory without changing the step, although the loss couples all images: embeddings are computed
+first without a graph, then each part again with one, fed with the gradient of the loss at its embeddings (gradient
+caching, Gao et al. 2021). It costs one more forward pass.
+"""
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
+
+from contract import triplets
+from training.encoders import Encoder
+from training.feeds import Step
+from training.processes import place
+from training.stage import whole
+from training.student_model import Adaptation, StudentModel, transformer_blocks
+
+Loss = Literal["kl", "jsd", "hard"]
+FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Constants of one distillation. Defaults are those of the released code, the loss is the paper's.
+
+    Attributes:
+        loss: `kl` (paper), `jsd` (released code), or `hard`, cross-entropy of the teacher's most similar pair.
+        temperature: of the student; divides its dot products.
+        teacher_temperature: divides the teacher's; 1 in the paper.
+        steps: optimiser steps.
+        learning_rate: peak of Adam, after `warmup` steps, then cosine to zero.
+        decay: decoupled weight decay, theta <- theta - rate * decay * (theta - theta_0).
+        decay_to: what theta_0 is: the weights at the start, or zero (a student from scratch).
+        regression: weight of the cosine regression of the teacher's vectors; 0 for none, as in the paper.
+        regression_rate: peak learning rate of the regression's linear head, which starts at random and is not
+            pulled back; it is scheduled as the student's.
+        adaptation: which weights are trained, and the heads.
+        augment: `flip` mirrors half of the images, `crop` also cuts out 60 to 100 % of the area; none in the paper.
+        precision: `bf16` autocasts the encoder; heads and loss are always float32.
+        microbatch: images of one process held in memory at once; None for its whole share.
+        parallel: how many processes share the model: `ddp` copies it, `fsdp` shards it.
+        checkpoint_every: steps.
+        seed: of heads, adapters, dropout and augmentation; the feed has its own.
+    """
+
+    loss: Loss = "kl"
+    temperature: float = 100.0
+    teacher_temperature: float = 1.0
+    steps: int = 100_000
+    learning_rate: float = 3e-5
+    warmup: int = 5_000
+    decay: float = 1.0
+    decay_to: Literal["start", "zero"] = "start"
+    regression: float = 0.0
+    regression_rate: float = 1e-3
+    adaptation: Adaptation = field(default_factory=Adaptation)
+    augment: Literal["none", "flip", "crop"] = "none"
+    precision: Literal["fp32", "bf16"] = "bf16"
+    microbatch: int | None = None
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    checkpoint_every: int = 1_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "teacher_temperature", "learning_rate", "steps", "checkpoint_every"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0.")
+        if self.microbatch is not None and self.microbatch < 1:
+            raise ValueError(f"microbatch is {self.microbatch}; expected 1 or more, or none.")
+
+
+def divergence(similarities: Tensor, target: Tensor, *, loss: Loss, temperature: float) -> Tensor:
+    """Mean divergence between target and student probabilities, in nats.
+
+    Args:
+        similarities: [t, 3] dot products of the student, order 01, 02, 12.
+        target: [t, 3] log-probabilities of the teacher.
+        loss: which divergence; `hard` is the cross-entropy of the target's most likely pair.
+        temperature: divides the similarities.
+    """
+    log_q = triplets.pair_log_probabilities(similarities, temperature)
+    if loss == "hard":
+        return nn.functional.nll_loss(log_q, target.argmax(-1))
+    if loss == "kl":
+        return (target.exp() * (target - log_q)).sum(-1).mean()
+    middle = torch.logaddexp(target, log_q) - math.log(2)
+    to_middle = target.exp() * (target - middle) + log_q.exp() * (log_q - middle)
+    return to_middle.sum(-1).mean() / 2
+
+
+def learning_rate(config: DistillConfig, step: int) -> float:
+    """Linear warm-up, then cosine to zero at the last step."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    along = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * along))
+
+
+def decay_towards(parameters: list[Tensor], start: list[Tensor], amount: float) -> None:
+    """Pull weights back: theta <- theta - amount * (theta - theta_0), in place."""
+    with torch.no_grad():
+        for now, then in zip(parameters, start, strict=True):
+            now.lerp_(then, amount)
+
+
+class Trainer:
+    """Weights, optimiser and the one step.
+
+    Args:
+        encoder: the student with its starting weights; a copy is trained.
+        teacher: [n, k] vectors of all images, compared by dot product; None if every step brings similarities.
+        targets: [n, p] vectors that the regression predicts; None for no regression.
+        config: constants.
+        device: where to compute.
+
+    Raises:
+        ValueError: a microbatch for a model with batch normalisation, whose step would change with it.
+    """
+
+    def __init__(
+        self, encoder: Encoder, teacher: Tensor | None, targets: Tensor | None, config: DistillConfig, device: str
+    ) -> None:
+        self.config, self.teacher, self.targets = config, teacher, targets
+        self.device = torch.device(device)
+        model = StudentModel(
+            encoder, None if targets is None else targets.shape[1], config.adaptation, seed=config.seed
+        )
+        if config.microbatch and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+            raise ValueError("microbatch changes what batch normalisation sees; train this model without it.")
+        self.blank = copy.deepcopy(model)
+        self.model, self.between = _distribute(model.to(self.device).train(), config.parallel, self.device)
+        trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for name, p in trained if "regression_head" not in name]
+        head = [p for name, p in trained if "regression_head" in name]
+        groups = [{"params": params} for params in (self.parameters, head) if params]
+        self.optimiser = torch.optim.Adam(groups, lr=config.learning_rate, betas=(0.9, 0.999), fused=True)
+        # theta_0 is captured after the pretrained weights are loaded and before the first step.
+        # A state dict on the CPU shares memory with weights that are there already: it must be copied.
+        self.start = {name: tensor.clone() for name, tensor in self._state().items()}
+        self.anchor = self._anchor()
+        self.rank, self.ranks = place().rank, place().world
+
+    def _state(self) -> dict[str, Tensor]:
+        """All weights, whole and on the CPU; every process must call it."""
+        state: Any = get_model_state_dict(self.model, options=FULL)
+        return dict(state)
+
+    def _anchor(self) -> list[Tensor]:
+        """theta_0 of every weight that is pulled back, as this process holds it."""
+        zero = self.config.decay_to == "zero"
+        return [torch.zeros_like(p) if zero else p.detach().clone() for p in self.parameters]
+
+    def step(self, number: int, pixels: Tensor, step: Step) -> dict[str, float]:
+        """One optimiser step.
+
+        Args:
+            number: of the step.
+            pixels: this process's share of the images, uint8 [m / ranks, 3, height, width].
+            step: all images and triplets of the step.
+
+        Raises:
+            FloatingPointError: the loss is not finite; the message names the step.
+        """
+        # All processes split into as many parts as the largest share needs: sharded passes must keep in step.
+        largest = -(-len(step.rows) // self.ranks)
+        parts = pixels.tensor_split(-(-largest // (self.config.microbatch or largest)))
+        with torch.set_grad_enabled(len(parts) == 1):
+            embedded = [self._embed(number, i, part) for i, part in enumerate(parts)]
+        mine = [torch.cat(columns) for columns in zip(*embedded, strict=True)]
+        if len(parts) > 1:
+            mine = [x.requires_grad_() for x in mine]
+        loss, metrics = self._loss(step, [self._gather(x, len(step.rows)) for x in mine])
+        if not math.isfinite(sum(metrics.values())):
+            raise FloatingPointError(f"step {number}: the loss is {metrics}; lower the learning rate.")
+        self.optimiser.zero_grad()
+        (loss * self.ranks).backward()  # type: ignore[no-untyped-call]
+        if len(parts) > 1:
+            self._backward(number, parts, [x.grad for x in mine])
+        rate = learning_rate(self.config, number)
+        peaks = (self.config.learning_rate, self.config.regression_rate)
+        for group, peak in zip(self.optimiser.param_groups, peaks, strict=False):  # no head, no second group
+            group["lr"] = rate * peak / self.config.learning_rate
+        self.optimiser.step()
+        decay_towards(self.parameters, self.anchor, rate * self.config.decay)
+        return metrics | {"learning_rate": rate}
+
+    def _embed(self, number: int, part: int, pixels: Tensor) -> list[Tensor]:
+        # Dropout draws the same in both passes over a part, and after a resume.
+        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, number, self.rank, part]).generate_state(1)[0]))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            out: list[Tensor] = self.model(pixels.to(self.device, non_blocking=True))
+        return out
+
+    def _backward(self, number: int, parts: tuple[Tensor, ...], gradients: list[Tensor | None]) -> None:
+        """Second pass: each part with a graph, fed with the gradient at its embeddings."""
+        start = 0
+        for i, part in enumerate(parts):
+            with self.between() if i < len(parts) - 1 else contextlib.nullcontext():
+                out = self._embed(number, i, part)
+                torch.autograd.backward(out, [g[start : start + len(part)] for g in gradients if g is not None])
+            start += len(part)
+
+    def _gather(self, mine: Tensor, total: int) -> Tensor:
+        """Rows [total, k] of all processes, in their order; only this process's own carry a graph."""
+        if self.ranks == 1:
+            return mine
+        sizes = [len(part) for part in np.array_split(np.arange(total), self.ranks)]
+        padded = nn.functional.pad(mine.detach(), (0, 0, 0, sizes[0] - len(mine)))
+        rows = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(rows, padded)
+        return torch.cat(
+            [mine if i == self.rank else x[:size] for i, (x, size) in enumerate(zip(rows, sizes, strict=True))]
+        )
+
+    def _loss(self, step: Step, embedded: list[Tensor]) -> tuple[Tensor, dict[str, float]]:
+        config, index, rows = self.config, torch.from_numpy(step.index).to(self.device), torch.from_numpy(step.rows)
+        z = embedded[0]
+        ours = triplets.similarities_at(z @ z.T, index)
+        if step.similarities is not None:
+            theirs = torch.from_numpy(step.similarities).to(self.device)
+        else:
+            assert self.teacher is not None
+            vectors = self.teacher[rows].to(self.device)  # [m, k]
+            theirs = triplets.similarities_at(vectors @ vectors.T, index)  # [t, 3]
+        target = triplets.pair_log_probabilities(theirs, config.teacher_temperature)
+        loss = divergence(ours, target, loss=config.loss, temperature=config.temperature)
+        metrics = {"divergence": loss.item()}
+        if self.targets is not None:
+            targets = self.targets[rows].to(self.device)
+            distance = 1 - nn.functional.cosine_similarity(embedded[1], targets).mean()
+            metrics["regression"] = distance.item()
+            loss = loss + config.regression * distance
+        return loss, metrics
+
+    def save(self, file: Path, step: int) -> None:
+        """Write a checkpoint, whole or not at all; every process must call it."""
+        model, optimiser = get_state_dict(self.model, self.optimiser, options=FULL)
+        if self.rank == 0:
+            state = {"step": step, "model": model, "optimiser": optimiser}
+            with whole(file) as stream:
+                torch.save(state | {"start": self.start}, stream)
+
+    def resume(self, file: Path) -> int:
+        """Load a checkpoint if there is one; the step to go on with."""
+        if not file.exists():
+            return 0
+        state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+        self.start = state["start"]
+        set_model_state_dict(self.model, dict(self.start), options=FULL)
+        self.anchor = self._anchor()
+        set_state_dict(
+            self.model,
+            self.optimiser,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimiser"],
+            options=FULL,
+        )
+        return int(state["step"])
+
+    def write(self, folder: Path) -> None:
+        """The trained weights, adapters merged; every process must call it."""
+        state = self._state()
+        if self.rank == 0:
+            self.blank.write(state, folder)
+
+
+def _distribute(
+    model: nn.Module, how: Literal["ddp", "fsdp"], device: torch.device
+) -> tuple[nn.Module, Callable[[], AbstractContextManager[Any]]]:
+    """The model under torch's own engine, and the context in which gradients are not yet exchanged."""
+    if not dist.is_initialized():
+        return model, contextlib.nullcontext
+    if how == "ddp":
+        from torch.nn.parallel import DistributedDataParallel
+
+        copied = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        return copied, copied.no_sync
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    found = transformer_blocks(model)
+    for block in () if found is None else found[1].children():
+        fully_shard(block, mesh=mesh)
+    sharded: Any = fully_shard(model, mesh=mesh)
+
+    @contextlib.contextmanager
+    def between() -> Any:
+        sharded.set_requires_gradient_sync(False)
+        yield
+        sharded.set_requires_gradient_sync(True)
+
+    return sharded, between
