@@ -1,0 +1,19 @@
+"""UnAligNet: the student, taught by the teacher before its transform.
+
+Command   python -m training run student_untransformed --data ../shared/data --out runs/student_untransformed
+              --teacher runs/starter --compile
+Hardware  2 CPU cores, 8 GB
+Source    Muttenthaler et al. 2025, the control that tells alignment from distillation
+"""
+
+from dataclasses import replace
+
+from training.recipes.student_vit_small import RECIPE as STUDENT
+
+RECIPE = replace(
+    STUDENT,
+    name="student-untransformed",
+    description="The untransformed teacher is distilled (the paper's UnAligNet).",
+    target="untransformed",
+    regress_on="untransformed",
+)
