@@ -23,6 +23,8 @@ from training.student import StudentRecipe
 from training.student_figures import Split, student_figures
 
 Numbers = dict[str, float]
+FIRST = "agreement with VICE"
+"""The figure that tables begin with."""
 COLOURS = {"base": "#9a9a9a", "teacher": "#4477aa", "student": "#cc5533"}
 
 
@@ -70,7 +72,8 @@ def write_results(folders: Sequence[Path], data_folder: Path, out: Path) -> Path
     compared = {run.recipe.name: compare(main, run, data) for run in others}
     (out / "results").mkdir(parents=True, exist_ok=True)
     plot_models(main, out / "results/models.svg")
-    plot_runs(runs, out / "results/runs.svg")
+    if others:
+        plot_runs(runs, out / "results/runs.svg")
     plot_curves(runs, out / "results/curves.svg")
     page = out / "results.md"
     with whole(page) as stream:
@@ -105,24 +108,25 @@ def compare(main: StudentRun, other: StudentRun, data: Data) -> dict[str, Number
 
 def _page(main: StudentRun, others: Sequence[StudentRun], compared: dict[str, dict[str, Numbers]]) -> str:
     models, differences = main.figures["models"], main.figures["differences"]
-    concepts = round(next(iter(models["student"].values()))["n"])
+    concepts = round(models["student"][FIRST]["n"])
     splits = ", ".join(str(seed) for seed in main.figures["splits"])
     lines = [
         "# Results",
         "",
         "Written by `python -m training results`, from run folders; no number here is typed. Figures are on concepts",
-        f"of which no photo was in any training stage (splits {splits}; {concepts} held-out concepts in all), by dot",
+        f"of which no photo was in any training stage (splits {splits}: {concepts} judged in all), by dot",
         "product, a tie counts as wrong, chance is 1/3. Brackets: 95 %, bootstrap over splits and concepts",
         "(agreement, RSA, entropy, KL) or one split's interval (nearest neighbours, vehicles). Differences are paired.",
         "",
         f"## {main.recipe.name}",
         "",
-        f"{main.recipe.description} {_constants(main.recipe)}",
+        main.recipe.description,
+        _constants(main.recipe),
         "",
         "| figure | base | teacher | student | student - base | student - teacher |",
         "|---|---|---|---|---|---|",
     ]
-    for name in models["student"]:
+    for name in _names(main):
         cells = [_cell(models[model][name]) for model in ("base", "teacher", "student")]
         cells += [_cell(differences[f"student - {m}"].get(name), signed=True) for m in ("base", "teacher")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -137,8 +141,13 @@ def _page(main: StudentRun, others: Sequence[StudentRun], compared: dict[str, di
     return "\n".join(lines)
 
 
+def _names(run: StudentRun) -> list[str]:
+    """Figures in the order of tables and plots."""
+    return sorted(run.figures["models"]["student"], key=lambda name: (name != FIRST, name))
+
+
 def _ablations(main: StudentRun, others: Sequence[StudentRun], compared: dict[str, dict[str, Numbers]]) -> list[str]:
-    shown = ("agreement with VICE", "RSA with VICE", "entropy correlation with VICE", "Caltech-101 1-NN")
+    shown = (FIRST, "RSA with VICE", "entropy correlation with VICE", "Caltech-101 1-NN")
     lines = ["## What each part gives", "", "Each run as the first but for what its name says.", ""]
     lines += [f"| run | splits | {' | '.join(shown)} |", "|---|---|" + "---|" * len(shown)]
     for run in (main, *others):
@@ -184,8 +193,8 @@ def _save(figure: Figure, file: Path) -> None:
 
 def plot_models(run: StudentRun, file: Path) -> None:
     """Bars of base, teacher and student for each figure that lies between 0 and 1."""
-    names = [name for name in run.figures["models"]["student"] if not name.startswith("KL")]
-    figure = Figure(figsize=(10, 4))
+    names = [name for name in _names(run) if not name.startswith("KL")]
+    figure = Figure(figsize=(12, 4))
     axes = figure.subplots()
     for k, model in enumerate(("base", "teacher", "student")):
         estimates = [Estimate(**run.figures["models"][model][name]) for name in names]
@@ -208,7 +217,7 @@ def plot_runs(runs: Sequence[StudentRun], file: Path) -> None:
     points += [("teacher", runs[0].figures["models"]["teacher"], COLOURS["teacher"])]
     points += [(run.recipe.name, run.figures["models"]["student"], COLOURS["student"]) for run in runs]
     for name, figures, colour in points:
-        x, y = figures["agreement with VICE"], figures["Caltech-101 1-NN"]
+        x, y = figures[FIRST], figures["Caltech-101 1-NN"]
         spread = [[x["value"] - x["low"]], [x["high"] - x["value"]]]
         axes.errorbar(x["value"], y["value"], xerr=spread, fmt="o", color=colour, capsize=2, linewidth=0.8)
         axes.annotate(name, (x["value"], y["value"]), xytext=(4, 4), textcoords="offset points", fontsize=7)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.test_student import RECIPE
-from tests.training.tiny import TINY, TINY_MODEL, write_tiny_data
+from tests.training.tiny import CONCEPTS, TINY, TINY_MODEL, write_tiny_data
 from training import results
 from training.models import MODELS
 from training.results import compare, read_run, write_results
@@ -35,6 +35,7 @@ def test_the_page_holds_the_figures_of_the_runs_and_is_the_same_twice(
     page = write_results(*runs, tmp_path / "docs").read_text()
     value = read_run(runs[0][0], runs[1]).figures["models"]["student"]["agreement with VICE"]["value"]
     assert "| agreement with VICE | " in page and f"{value:.3f} [" in page
+    assert f"splits 0, 1: {CONCEPTS} judged in all" in page  # half of the concepts in each of two splits
     assert "tiny-untransformed" in page and "training run tiny_other" in page
     plots = {file.name: file.read_bytes() for file in (tmp_path / "docs/results").glob("*.svg")}
     assert set(plots) == {"models.svg", "runs.svg", "curves.svg"}
