@@ -32,7 +32,7 @@ from tqdm import tqdm
 from contract.pixels import PixelSpec
 from training.encoders import Encoder, features_of, weights_digest
 from training.images import Images, UnreadableImage, digest_of, load_image, require_present
-from training.processes import Place, place
+from training.processes import Place, place, require_device
 from training.stage import claim, whole, write_array, write_json
 
 
@@ -92,6 +92,7 @@ def embed(encoder: Encoder, name: str, images: Images, out: Path, config: EmbedC
             encoder's width is not what it says, or `out` belongs to other images, weights or settings.
     """
     config = config or EmbedConfig()
+    require_device(config.device)
     _check_images(images, config)
     identity = {
         "encoder": name,

@@ -28,6 +28,12 @@ def place() -> Place:
     return Place(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Place(0, 1)
 
 
+def require_device(device: str) -> None:
+    """Raises ValueError where a GPU is asked for and there is none."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: there is no CUDA device here; use cpu.")
+
+
 @contextmanager
 def processes(device: str) -> Iterator[str]:
     """The device of this process, with torchrun's process group open: NCCL on GPUs, gloo elsewhere; none alone.
@@ -35,8 +41,7 @@ def processes(device: str) -> Iterator[str]:
     Raises:
         ValueError: a GPU is asked for and there is none.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {device}: there is no CUDA device here; use cpu.")
+    require_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return

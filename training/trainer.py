@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.state_dict import (
 from contract import triplets
 from training.encoders import Encoder
 from training.feeds import Step
-from training.processes import place
+from training.processes import place, require_device
 from training.stage import whole
 from training.student_model import Adaptation, StudentModel, transformer_blocks
 
@@ -143,6 +143,7 @@ class Trainer:
         self, encoder: Encoder, teacher: Tensor | None, targets: Tensor | None, config: DistillConfig, device: str
     ) -> None:
         self.config, self.teacher, self.targets = config, teacher, targets
+        require_device(device)
         self.device = torch.device(device)
         model = StudentModel(
             encoder, None if targets is None else targets.shape[1], config.adaptation, seed=config.seed
