@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.bundle import sha256_of
 from contract.triplets import Kernel
 from training import evaluate
 from training.align import AlignConfig, Transform, uncertainty_distillation
-from training.stage import claim, read_features, sha256_of, write_json
+from training.stage import claim, read_features, write_json
 from training.things import read_concepts, read_held_out
 from training.vice import read_embeddings
 

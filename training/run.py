@@ -8,7 +8,6 @@ transform.npz            the transform learned on all concepts: this one is expo
 figures.json             what the splits say about it, temperatures, intervals
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract import triplets
+from contract.bundle import sha256_of
 from contract.triplets import Kernel
 from training import evaluate
 from training.align import Transform, uncertainty_distillation
@@ -97,7 +97,7 @@ def split_concepts(
 
 def input_hashes(data_folder: Path) -> dict[str, str]:
     """Sha256 of each of `INPUTS`."""
-    return {name: hashlib.sha256((data_folder / name).read_bytes()).hexdigest() for name in INPUTS}
+    return {name: sha256_of(data_folder / name) for name in INPUTS}
 
 
 def require_inputs(data_folder: Path, trained_on: dict[str, str]) -> None:

@@ -89,12 +89,6 @@ def blocks(features: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.floa
         yield start, features[start : start + step]
 
 
-def sha256_of(file: Path) -> str:
-    """Sha256 of a file's bytes, read in blocks."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def read_npz(file: Path) -> dict[str, NDArray[Any]]:
     """Every array of an npz. Raises ValueError when it is none, or holds anything that would need a pickle."""
     with file.open("rb") as stream:

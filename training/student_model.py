@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from training import timm_models
@@ -69,9 +69,7 @@ class StudentModel(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """uint8 [m, 3, height, width] to [judged vectors [m, k]] or [judged, regressed [m, p]], float32."""
-        with torch.autocast(pixels.device.type, enabled=torch.is_autocast_enabled(pixels.device.type)):
-            z = self.encoder(pixels)
-        z = z.float()
+        z = self.encoder(pixels).float()
         with torch.autocast(pixels.device.type, enabled=False):
             judged = z if self.triplet_head is None else self.triplet_head(z)
             return [judged] if self.regression_head is None else [judged, self.regression_head(z)]
@@ -120,11 +118,8 @@ def _backbone(module: nn.Module) -> nn.Module:
 
 
 def _write(file: Path, state: dict[str, Tensor]) -> None:
-    temporary = file.with_suffix(".tmp")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary)
     with whole(file) as stream:
-        stream.write(temporary.read_bytes())
-    temporary.unlink()
+        stream.write(save({name: tensor.contiguous() for name, tensor in state.items()}))
 
 
 def transformer_blocks(module: nn.Module) -> tuple[str, nn.Module] | None:

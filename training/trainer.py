@@ -150,23 +150,16 @@ class Trainer:
         )
         if config.microbatch and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
             raise ValueError("microbatch changes what batch normalisation sees; train this model without it.")
-        self.blank = copy.deepcopy(model)
+        # theta_0: after the pretrained weights are loaded and before the first step; on the CPU, whole.
+        self.start = copy.deepcopy(model)
         self.model, self.between = _distribute(model.to(self.device).train(), config.parallel, self.device)
         trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self.parameters: list[Tensor] = [p for name, p in trained if "regression_head" not in name]
         head = [p for name, p in trained if "regression_head" in name]
         groups = [{"params": params} for params in (self.parameters, head) if params]
         self.optimiser = torch.optim.Adam(groups, lr=config.learning_rate, betas=(0.9, 0.999), fused=True)
-        # theta_0 is captured after the pretrained weights are loaded and before the first step.
-        # A state dict on the CPU shares memory with weights that are there already: it must be copied.
-        self.start = {name: tensor.clone() for name, tensor in self._state().items()}
         self.anchor = self._anchor()
         self.rank, self.ranks = place().rank, place().world
-
-    def _state(self) -> dict[str, Tensor]:
-        """All weights, whole and on the CPU; every process must call it."""
-        state: Any = get_model_state_dict(self.model, options=FULL)
-        return dict(state)
 
     def _anchor(self) -> list[Tensor]:
         """theta_0 of every weight that is pulled back, as this process holds it."""
@@ -261,15 +254,15 @@ class Trainer:
         if self.rank == 0:
             state = {"step": step, "model": model, "optimiser": optimiser}
             with whole(file) as stream:
-                torch.save(state | {"start": self.start}, stream)
+                torch.save(state | {"start": self.start.state_dict()}, stream)
 
     def resume(self, file: Path) -> int:
         """Load a checkpoint if there is one; the step to go on with."""
         if not file.exists():
             return 0
         state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
-        self.start = state["start"]
-        set_model_state_dict(self.model, dict(self.start), options=FULL)
+        self.start.load_state_dict(state["start"])
+        set_model_state_dict(self.model, state["start"], options=FULL)
         self.anchor = self._anchor()
         set_state_dict(
             self.model,
@@ -282,9 +275,9 @@ class Trainer:
 
     def write(self, folder: Path) -> None:
         """The trained weights, adapters merged; every process must call it."""
-        state = self._state()
+        state: Any = get_model_state_dict(self.model, options=FULL)
         if self.rank == 0:
-            self.blank.write(state, folder)
+            self.start.write(state, folder)
 
 
 def _distribute(

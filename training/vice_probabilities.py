@@ -9,7 +9,8 @@ import torch
 from tqdm import tqdm
 
 from contract import triplets
-from training.stage import claim, sha256_of, write_array, write_json
+from contract.bundle import sha256_of
+from training.stage import claim, write_array, write_json
 from training.vice import mean_probabilities, read_embeddings
 from training.vice_data import Odd, read_triplets
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from contract.bundle import sha256_of
 from tests.training.tiny import write_rows
 from training.__main__ import main
 from training.align import AlignConfig, Transform, uncertainty_distillation
-from training.stage import sha256_of
 from training.vice import Posterior
 
 CONCEPTS, WIDTH = 30, 6

@@ -123,7 +123,9 @@ def test_the_dino_file_is_refused_under_the_name_of_dinov2_and_worth_a_warning_e
         (tmp_path / model).mkdir()
         write(tmp_path / model)
     monkeypatch.setattr(
-        transform_stage, "DINO_IN_PLACE_OF_DINOV2", stage.sha256_of(tmp_path / "dino-vit-base-p16/transform.npz")
+        transform_stage,
+        "DINO_IN_PLACE_OF_DINOV2",
+        transform_stage.sha256_of(tmp_path / "dino-vit-base-p16/transform.npz"),
     )
     with pytest.raises(ValueError, match="for DINOv2 it is wrong"):
         read_transform(tmp_path / "dinov2-vit-base-p14/transform.npz")

@@ -2,7 +2,7 @@
 
 Reads photos and judgments under --data (images.csv, things/), writes a run folder at --out. A student's recipe runs
 its teacher's first, in OUT/teacher, unless --teacher names a complete run of it. Killed at any point, the same
-command goes on where it stopped. On many processes or GPUs: torchrun --nproc-per-node N -m training run ...
+command goes on where it stopped. One process; what runs under torchrun are the commands `embed` and `distill`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with images.csv and things/")
     parser.add_argument("--out", type=Path, required=True, help="run folder to make or to continue")
     parser.add_argument("--teacher", type=Path, help="a complete run folder of the student's teacher")
-    parser.add_argument("--device", default="cpu", help="where students train; `cuda` is each process's own GPU")
+    parser.add_argument("--device", default="cpu", help="where students train")
     parser.add_argument("--final", action="store_true", help="also train a student on all concepts, to be exported")
     parser.add_argument("--compile", action="store_true", help="compile the teacher for views; needs a C++ compiler")
 
