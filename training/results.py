@@ -163,11 +163,12 @@ def _ablations(main: StudentRun, others: Sequence[StudentRun], compared: dict[st
 
 
 def _constants(recipe: StudentRecipe) -> str:
-    d, f = recipe.distill, recipe.feed
+    d, f, r = recipe.distill, recipe.feed, recipe.readout
+    read = f"; readout of the last {r.blocks} blocks, penalty {r.penalty:g}, dropout {r.dropout:g}" if r else ""
     return (
         f"Model `{recipe.model}` at {recipe.side} px, {d.steps} steps of {f.batch} ({f.feed}, {f.sampling}), "
         f"rate {d.learning_rate:g}, decay {d.decay:g}, regression {d.regression:g}, temperature {d.temperature:g}, "
-        f"{d.precision}."
+        f"{d.precision}{read}."
     )
 
 

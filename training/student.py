@@ -4,8 +4,10 @@ For each split the teacher is the transform learned without that split's held-ou
 those concepts is embedded, clustered or judged in training: what the figures say is about new concepts.
 
     OUT/base/                      features of the student before training
+    OUT/blocks/                    features of its last blocks, where the recipe reads the embedding from them
     OUT/views/                     the teacher's features of cropped and mirrored photos, where the recipe has them
     OUT/split-N/clusters/          k-means of the teacher's vectors of the photos that training sees
+    OUT/split-N/start/             the fitted readout, where the recipe has one
     OUT/split-N/weights.safetensors, checkpoint.pt, log.jsonl      of `training.distill`
     OUT/split-N/features/          the student's embedding of every photo
     OUT/final/                     the same, trained on all concepts: what is exported, if it was asked for
@@ -30,11 +32,12 @@ from training.images import Images
 from training.loading import PixelLoader
 from training.models import build
 from training.photos import NO_CONCEPT
+from training.readout import ReadoutConfig, block_features, start_readout, with_readout
 from training.recipe import Recipe
 from training.run import Data, input_hashes, read_data, require_inputs, split_concepts
 from training.stage import claim, write_array, write_json
 from training.student_figures import Split, student_figures
-from training.student_model import load_weights
+from training.student_model import READOUT, read_student
 from training.trainer import DistillConfig
 from training.views import Views, with_views
 
@@ -52,6 +55,7 @@ class StudentRecipe:
         model: a name for `training.models.build`.
         side: of the square input in pixels.
         pretrained: False starts from random weights.
+        readout: of the last blocks, as long as the vectors that are judged; None takes the model's own embedding.
         target: whose judgments are learned: the `aligned` teacher's, the `untransformed` teacher's (the paper's
             UnAligNet), or `people`'s, VICE on photos of training concepts (direct fine-tuning).
         regress_on: vectors of the regression: the `aligned` teacher's or the `untransformed` teacher's.
@@ -70,6 +74,7 @@ class StudentRecipe:
     model: str
     side: int
     pretrained: bool = True
+    readout: ReadoutConfig | None = None
     target: Literal["aligned", "untransformed", "people"] = "aligned"
     regress_on: Literal["aligned", "untransformed"] = "aligned"
     clusters: int
@@ -111,25 +116,26 @@ def run_students(
     identity = {"student": asdict(recipe), "inputs": input_hashes(data_folder)}
     claim(out / "recipe.json", identity, ("torch", "timm", "numpy"))
     computing = EmbedConfig(device=device, compile=compile_encoders)
-    base = extract(_encoder(recipe), recipe.model, data.photos, out / "base", replace(computing, compile=False))
+    computing_eagerly = replace(computing, compile=False)  # networks that change from split to split, or run once
+    network = build(recipe.model, side=recipe.side, pretrained=recipe.pretrained)
+    base = extract(network, recipe.model, data.photos, out / "base", computing_eagerly)
+    blocks = None
+    if recipe.readout is not None:
+        read = block_features(network, recipe.readout.blocks)
+        blocks = extract(read, f"{recipe.model}, last blocks", data.photos, out / "blocks", computing_eagerly)
     splits = []
     for seed in recipe.split_seeds:
         _, held_out = split_concepts(data.photos.concepts, recipe.teacher.held_out, seed)
         held = Held(f"split-{seed}", seed, held_out)
         aligned = teacher.transform(held).apply(teacher.features)
-        trained = _student(recipe, data, teacher, held, out, computing)
-        one_by_one = replace(computing, compile=False)
-        student = extract(trained, recipe.name, data.photos, out / f"split-{seed}/features", one_by_one)
+        trained = _student(recipe, data, teacher, held, out, computing, blocks)
+        student = extract(trained, recipe.name, data.photos, out / f"split-{seed}/features", computing_eagerly)
         splits.append(Split(seed, held_out, {"base": base, "teacher": aligned, "student": student}))
     figures = student_figures(splits, data, recipe.teacher)
     write_json(out / "figures.json", figures)
     if final:
-        _student(recipe, data, teacher, Held("final", recipe.seed, np.empty(0, np.int64)), out, computing)
+        _student(recipe, data, teacher, Held("final", recipe.seed, np.empty(0, np.int64)), out, computing, blocks)
     return figures
-
-
-def _encoder(recipe: StudentRecipe) -> Encoder:
-    return build(recipe.model, side=recipe.side, pretrained=recipe.pretrained)
 
 
 @dataclass(frozen=True)
@@ -168,18 +174,31 @@ class _Teacher:
 
 
 def _student(
-    recipe: StudentRecipe, data: Data, teacher: _Teacher, held: Held, out: Path, computing: EmbedConfig
+    recipe: StudentRecipe,
+    data: Data,
+    teacher: _Teacher,
+    held: Held,
+    out: Path,
+    computing: EmbedConfig,
+    blocks: Vectors | None,
 ) -> Encoder:
-    """The trained student; its weights are read if they are there already."""
-    student = _encoder(recipe)
+    """The trained student; its weights are read if they are there already.
+
+    Args:
+        blocks: [n, p] features of the last blocks of all photos; None where the recipe has no readout.
+    """
     folder = out / held.name
+    student = build(recipe.model, side=recipe.side, pretrained=recipe.pretrained)
     if (folder / "weights.safetensors").exists():
-        load_weights(student, folder / "weights.safetensors")
-        return student
+        return read_student(student, folder / "weights.safetensors")
     images: Images = Views(data.photos, recipe.views) if recipe.views else data.photos
     features = teacher.features_of(images, out / "views", computing) if recipe.views else teacher.features
     lesson = _lesson(recipe, data, features, teacher.transform(held))
     rows = _training_rows(recipe, data, held)
+    if recipe.readout is not None and blocks is not None:
+        student = block_features(student, recipe.readout.blocks)
+        student = with_readout(student, lesson.judged.shape[1], dropout=recipe.readout.dropout)
+        start_readout(student, blocks[rows], lesson.judged[rows], recipe.readout.penalty, folder / "start" / READOUT)
     label = _clusters(recipe, lesson.clustered[: len(data.photos)], rows, folder / "clusters")
     seed = recipe.feed.feed_seed + held.seed
     feed = feed_of(replace(recipe.feed, feed_seed=seed), rows, label)

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from training import timm_models
 from training.encoders import Encoder
+from training.readout import Readout, read_readout, readout_like, write_readout
 from training.stage import whole
+
+READOUT = "readout.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,8 @@ class StudentModel(nn.Module):
     def write(self, state: dict[str, Tensor], folder: Path) -> None:
         """Write `weights.safetensors`, adapters merged, and `triplet_head.safetensors` if there is a triplet head.
 
-        Weights have the names that timm or open_clip give them.
+        Weights have the names that timm or open_clip give them. A readout is written beside them, as
+        `readout.safetensors`.
 
         Args:
             state: full state dict of a model like this one.
@@ -102,12 +106,36 @@ class StudentModel(nn.Module):
             encoder = encoder.merge_and_unload()
         if model.triplet_head is not None:
             _write(folder / "triplet_head.safetensors", model.triplet_head.state_dict())
+        if isinstance(encoder, Readout):
+            write_readout(encoder, folder / READOUT)
         _write(folder / "weights.safetensors", _backbone(encoder).state_dict())
 
 
 def load_weights(encoder: Encoder, file: Path) -> None:
-    """Put the weights that a distillation wrote into an encoder of the same kind. Raises ValueError if they differ."""
+    """Put the weights that a distillation wrote, and the readout beside them, into an encoder of the same kind.
+
+    Raises:
+        ValueError: they are of another model.
+    """
+    if isinstance(encoder.module, Readout):
+        read_readout(encoder.module, file.with_name(READOUT))
     timm_models.load_weights(_backbone(encoder.module), load_file(file), file, encoder.base_model.name)
+
+
+def read_student(encoder: Encoder, file: Path) -> Encoder:
+    """The student whose weights a distillation wrote, with its readout if one lies beside them.
+
+    Args:
+        encoder: of the same model, with any weights.
+        file: `weights.safetensors`.
+
+    Raises:
+        ValueError: they are of another model.
+    """
+    beside = file.with_name(READOUT)
+    student = readout_like(encoder, beside) if beside.exists() else encoder
+    load_weights(student, file)
+    return student
 
 
 def _backbone(module: nn.Module) -> nn.Module:
@@ -158,6 +186,8 @@ def _with_lora(module: nn.Module, adaptation: Adaptation) -> nn.Module:
         lora_dropout=adaptation.lora_dropout,
         target_modules=list(adaptation.lora_targets),
         bias="none",
+        # A readout is trained whole: adapters alone would leave it where the fit put it.
+        modules_to_save=["readout"] if isinstance(module, Readout) else None,
     )
     try:
         out: nn.Module = peft.get_peft_model(module, config)

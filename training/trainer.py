@@ -54,8 +54,10 @@ class DistillConfig:
         decay: decoupled weight decay, theta <- theta - rate * decay * (theta - theta_0).
         decay_to: what theta_0 is: the weights at the start, or zero (a student from scratch).
         regression: weight of the cosine regression of the teacher's vectors; 0 for none, as in the paper.
-        regression_rate: peak learning rate of the regression's linear head, which starts at random and is not
-            pulled back; it is scheduled as the student's.
+        regress: what is to point where the teacher's vector points: a `linear` map of the embedding, which is no part
+            of it, or the `embedding` itself, which is then as long as the teacher's vector.
+        head_rate: peak learning rate of the linear heads (that map, and the embedding's own readout where it has
+            one), which are not pulled back; it is scheduled as the rate of the rest.
         adaptation: which weights are trained, and the heads.
         augment: `flip` mirrors half of the images, `crop` also cuts out 60 to 100 % of the area; none in the paper.
         precision: `bf16` autocasts the encoder; heads and loss are always float32.
@@ -74,7 +76,8 @@ class DistillConfig:
     decay: float = 1.0
     decay_to: Literal["start", "zero"] = "start"
     regression: float = 0.0
-    regression_rate: float = 1e-3
+    regress: Literal["linear", "embedding"] = "linear"
+    head_rate: float = 1e-3
     adaptation: Adaptation = field(default_factory=Adaptation)
     augment: Literal["none", "flip", "crop"] = "none"
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -89,6 +92,8 @@ class DistillConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0.")
         if self.microbatch is not None and self.microbatch < 1:
             raise ValueError(f"microbatch is {self.microbatch}; expected 1 or more, or none.")
+        if self.regress == "embedding" and self.adaptation.triplet_head is not None:
+            raise ValueError("the embedding is regressed, but a triplet head is judged; choose one of them.")
 
 
 def divergence(similarities: Tensor, target: Tensor, *, loss: Loss, temperature: float) -> Tensor:
@@ -145,18 +150,22 @@ class Trainer:
         self.config, self.teacher, self.targets = config, teacher, targets
         require_device(device)
         self.device = torch.device(device)
-        model = StudentModel(
-            encoder, None if targets is None else targets.shape[1], config.adaptation, seed=config.seed
-        )
+        width = None if targets is None else targets.shape[1]
+        own = config.regress == "embedding"
+        if own and width not in (None, encoder.size):
+            raise ValueError(
+                f"the embedding has {encoder.size} values, the vectors to regress {width}; they must agree."
+            )
+        model = StudentModel(encoder, None if own else width, config.adaptation, seed=config.seed)
         if config.microbatch and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
             raise ValueError("microbatch changes what batch normalisation sees; train this model without it.")
         # theta_0: after the pretrained weights are loaded and before the first step; on the CPU, whole.
         self.start = copy.deepcopy(model)
         self.model, self.between = _distribute(model.to(self.device).train(), config.parallel, self.device)
         trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        self.parameters: list[Tensor] = [p for name, p in trained if "regression_head" not in name]
-        head = [p for name, p in trained if "regression_head" in name]
-        groups = [{"params": params} for params in (self.parameters, head) if params]
+        self.parameters: list[Tensor] = [p for name, p in trained if not _of_head(name)]
+        heads = [p for name, p in trained if _of_head(name)]
+        groups = [{"params": params} for params in (self.parameters, heads) if params]
         self.optimiser = torch.optim.Adam(groups, lr=config.learning_rate, betas=(0.9, 0.999), fused=True)
         self.anchor = self._anchor()
         self.rank, self.ranks = place().rank, place().world
@@ -193,8 +202,8 @@ class Trainer:
         if len(parts) > 1:
             self._backward(number, parts, [x.grad for x in mine])
         rate = learning_rate(self.config, number)
-        peaks = (self.config.learning_rate, self.config.regression_rate)
-        for group, peak in zip(self.optimiser.param_groups, peaks, strict=False):  # no head, no second group
+        peaks = (self.config.learning_rate, self.config.head_rate)
+        for group, peak in zip(self.optimiser.param_groups, peaks, strict=False):  # no heads, no second group
             group["lr"] = rate * peak / self.config.learning_rate
         self.optimiser.step()
         decay_towards(self.parameters, self.anchor, rate * self.config.decay)
@@ -243,7 +252,7 @@ class Trainer:
         metrics = {"divergence": loss.item()}
         if self.targets is not None:
             targets = self.targets[rows].to(self.device)
-            distance = 1 - nn.functional.cosine_similarity(embedded[1], targets).mean()
+            distance = 1 - nn.functional.cosine_similarity(embedded[-1], targets).mean()
             metrics["regression"] = distance.item()
             loss = loss + config.regression * distance
         return loss, metrics
@@ -278,6 +287,10 @@ class Trainer:
         state: Any = get_model_state_dict(self.model, options=FULL)
         if self.rank == 0:
             self.start.write(state, folder)
+
+
+def _of_head(name: str) -> bool:
+    return "regression_head." in name or ".readout." in name
 
 
 def _distribute(

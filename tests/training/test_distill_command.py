@@ -10,6 +10,7 @@ import torch
 from tests.training.tiny import write_photo
 from training.__main__ import main
 from training.models import build
+from training.student_model import read_student
 
 SMALL = "--batch 8 --per-group 2 --triplets-per-step 40 --steps 4 --warmup 1 --checkpoint-every 2 --precision fp32"
 
@@ -76,3 +77,12 @@ def test_a_photo_that_does_not_decode_is_named_and_neither_or_both_teachers_are_
         file.write_bytes(b"harmed")
     with pytest.raises(SystemExit, match=r"photos/\d\d.png"):
         distill(inputs, "--teacher", str(inputs / "vectors.npy"), "--groups", str(inputs / "groups.npy"))
+
+
+def test_a_readout_makes_the_embedding_as_long_as_the_teachers_vectors(inputs: Path) -> None:
+    given = ["--teacher", str(inputs / "vectors.npy"), "--groups", str(inputs / "groups.npy")]
+    distill(inputs, *given, "--readout-blocks", "2", "--regression", "1", "--regress", "embedding")
+    encoder = build("timm:test_vit", pretrained=False)
+    assert read_student(encoder, inputs / "out/weights.safetensors").size == 4
+    with pytest.raises(SystemExit, match="--readout-blocks needs the vectors"):
+        distill(inputs, given[0], given[1], "--readout-blocks", "2")

@@ -7,14 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from tests.training.tiny import TINY, TINY_MODEL, write_tiny_data
+from tests.training.tiny import TINY, TINY_MODEL, tiny_vit, write_tiny_data
+from training import readout
 from training import student as stage
+from training.encoders import features_of
 from training.feeds import FeedConfig
+from training.loading import PixelLoader
 from training.models import MODELS
+from training.readout import ReadoutConfig
 from training.recipes import recipes_of
 from training.run import read_data, run, split_concepts
 from training.student import StudentRecipe, run_students
+from training.student_model import read_student
 from training.trainer import DistillConfig
 
 RECIPE = StudentRecipe(
@@ -91,6 +97,25 @@ def test_the_target_says_whose_judgments_are_learned(
     )
     np.testing.assert_array_equal(widths["untransformed"], np.load(teacher[0] / "features/features.npy"))
     assert widths["aligned"].shape[1] == TINY.align.components
+
+
+def test_a_readout_starts_at_its_fit_on_photos_that_training_may_see_and_is_the_embedding(
+    teacher: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "tiny-vit", replace(TINY_MODEL, source=lambda side: tiny_vit(), size=12))
+    fitted: list[NDArray[np.float32]] = []
+    fit = readout.fit_readout
+    monkeypatch.setattr(readout, "fit_readout", lambda e, x, y, penalty: (fitted.append(y), fit(e, x, y, penalty)))
+    distill = replace(RECIPE.distill, temperature=1.0, regress="embedding")
+    recipe = replace(RECIPE, model="tiny-vit", readout=ReadoutConfig(blocks=2), views=1, distill=distill)
+    run_students(recipe, *teacher, tmp_path / "out")
+    data = read_data(teacher[1])
+    _, held_out = split_concepts(data.photos.concepts, TINY.held_out, 0)
+    assert len(fitted[0]) == len(data.photos) - np.isin(data.photos.concept, held_out).sum()
+    network = read_student(tiny_vit(), tmp_path / "out/split-0/weights.safetensors")
+    pixels = PixelLoader(data.photos, network.pixels)(np.arange(3))
+    embedding = np.load(tmp_path / "out/split-0/features/features.npy")[:3]
+    np.testing.assert_allclose(features_of(network, pixels), embedding, atol=1e-4)
 
 
 def test_fewer_images_are_a_share_of_those_that_may_be_seen(teacher: tuple[Path, Path]) -> None:

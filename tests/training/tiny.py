@@ -19,6 +19,7 @@ from training.encoders import Encoder
 from training.models import Model
 from training.photos import Photos
 from training.recipe import Recipe
+from training.timm_models import TimmFeatures
 
 CONCEPTS = 24
 """Even concepts are animals, odd ones vehicles; each has two photos, the first four have six."""
@@ -45,6 +46,9 @@ TINY = Recipe(
 )
 
 
+VIT_WIDTH = 12
+
+
 class Convolutions(nn.Module):
     """uint8 [n, 3, 8, 8] to 64 non-negative numbers; fixed random weights."""
 
@@ -68,6 +72,19 @@ def tiny_encoder() -> Encoder:
     spec = PixelSpec(height=8, width=8, resize="squash", dtype="uint8")
     base_model = BaseModel(name="tiny", source="tests/training/tiny.py", license="Apache-2.0")
     return Encoder(Convolutions().eval().requires_grad_(False), spec, 64, base_model)
+
+
+def tiny_vit(seed: int = 0) -> Encoder:
+    """A ViT of three blocks with a class token and random weights."""
+    import timm
+
+    torch.manual_seed(seed)
+    backbone = timm.models.VisionTransformer(
+        img_size=8, patch_size=4, embed_dim=VIT_WIDTH, depth=3, num_heads=2, num_classes=0
+    )
+    pixels = PixelSpec(height=8, width=8, resize="squash", dtype="uint8", mean=(0.5,) * 3, std=(0.5,) * 3)
+    module = TimmFeatures(backbone, pixels, "cls").eval().requires_grad_(False)
+    return Encoder(module, pixels, VIT_WIDTH, BaseModel(name="tiny ViT", source="test", license="none"))
 
 
 TINY_MODEL = Model(

@@ -2,8 +2,9 @@
 
 Reads IMAGES (a folder, a CSV manifest, hf:..., wds:...) and either the teacher's vectors (--teacher, .npy, a row an
 image in the order of `embed`) with their clusters (--groups, of `cluster`), or triplets that a teacher has judged
-(--triplets, the official .npz layout). Writes config.json, log.jsonl, checkpoint.pt and weights.safetensors to --out.
-Killed at any point, the same command goes on where it stopped, to the same weights. On many processes or GPUs:
+(--triplets, the official .npz layout). Writes config.json, log.jsonl, checkpoint.pt and weights.safetensors to --out;
+with --readout-blocks also blocks/, start/ and readout.safetensors. Killed at any point, the same command
+goes on where it stopped, to the same weights. On many processes or GPUs:
 torchrun --nproc-per-node N -m training distill ...
 """
 
@@ -20,6 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Student, images, teacher, and the fields of FeedConfig and DistillConfig."""
     from training.feeds import FeedConfig
     from training.models import MODELS
+    from training.readout import ReadoutConfig
     from training.trainer import DistillConfig
 
     known = ", ".join(MODELS)
@@ -33,6 +35,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--groups", type=Path, help=".npy [n], clusters or classes; -1 for images not to train on")
     parser.add_argument("--triplets", type=Path, help="official .npz or folder of shards; the feed is then `labelled`")
     parser.add_argument("--regress-on", type=Path, help=".npy [n, p] that the regression predicts; --teacher's if not")
+    r = ReadoutConfig()
+    parser.add_argument(
+        "--readout-blocks",
+        type=int,
+        default=0,
+        help="the embedding is a linear readout of so many last blocks, as long as --teacher's vectors and fitted to "
+        f"them before the first step (as in the recipes: {r.blocks}); 0 for the model's own embedding",
+    )
+    parser.add_argument("--readout-penalty", type=float, default=r.penalty, help="of that fit (%(default)s)")
+    parser.add_argument("--readout-dropout", type=float, default=r.dropout, help="before the readout (%(default)s)")
     parser.add_argument("--device", default="cpu", help="`cuda` is each process's own GPU")
     options.add_options(parser, FeedConfig)
     options.add_options(parser, DistillConfig)
@@ -60,9 +72,28 @@ def do(args: argparse.Namespace) -> None:
             seed=args.random_weights or 0,
         )
         teacher, targets = (_vectors(path, len(images)) for path in (args.teacher, args.regress_on))
+        if args.readout_blocks:
+            student = _with_readout(args, student, images, teacher, device)
         feed = _feed(args, images.names, teacher)
         load = PixelLoader(images, student.pixels)
         distill(student, load, teacher, feed, config, args.out, targets=targets, device=device)
+
+
+def _with_readout(args: argparse.Namespace, student: Any, images: Any, teacher: Any, device: str) -> Any:
+    """The student with a readout that is fitted to the teacher's vectors of the images that are trained on."""
+    from training.embed import EmbedConfig, extract
+    from training.readout import ReadoutConfig, block_features, start_readout, with_readout
+    from training.student_model import READOUT
+
+    if teacher is None or args.groups is None:
+        raise ValueError("--readout-blocks needs the vectors of --teacher and the images of --groups.")
+    config = ReadoutConfig(blocks=args.readout_blocks, penalty=args.readout_penalty, dropout=args.readout_dropout)
+    read = block_features(student, config.blocks)
+    features = extract(read, f"{args.model}, last blocks", images, args.out / "blocks", EmbedConfig(device=device))
+    rows = np.flatnonzero(_groups(args, len(images)) >= 0)
+    student = with_readout(read, teacher.shape[1], dropout=config.dropout)
+    start_readout(student, features[rows], teacher[rows], config.penalty, args.out / "start" / READOUT)
+    return student
 
 
 def _vectors(path: Path | None, n: int) -> Any:
@@ -85,7 +116,12 @@ def _feed(args: argparse.Namespace, names: Any, teacher: Any) -> Any:
     if args.triplets is not None:
         loaded = load(args.triplets, Names(np.array(names), args.images), Gates(), features=teacher, classes=None)
         return labelled_feed(loaded.rows, loaded.similarities, batch=config.batch, seed=config.feed_seed)
+    groups = _groups(args, len(names))
+    return feed_of(config, np.flatnonzero(groups >= 0), groups)
+
+
+def _groups(args: argparse.Namespace, n: int) -> Any:
     groups = np.load(args.groups, allow_pickle=False)
-    if groups.shape != (len(names),):
-        raise ValueError(f"{args.groups} is {groups.shape}; expected a number for each of the {len(names)} images.")
-    return feed_of(config, np.flatnonzero(groups >= 0), groups.astype(np.int64))
+    if groups.shape != (n,):
+        raise ValueError(f"{args.groups} is {groups.shape}; expected a number for each of the {n} images.")
+    return groups.astype(np.int64)

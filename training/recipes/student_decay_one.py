@@ -13,6 +13,6 @@ from training.recipes.student_vit_small import RECIPE as STUDENT
 RECIPE = replace(
     STUDENT,
     name="student-decay-one",
-    description="Decay 1 towards the start, as in the released code, instead of 75.",
+    description="Decay 1 towards the start, as in the released code, instead of 100.",
     distill=replace(STUDENT.distill, decay=1.0),
 )

@@ -3,11 +3,13 @@
 Command   python -m training run student_vit_small --data ../shared/data --out runs/student --compile
           (with --teacher runs/starter where `make starter` has run)
 Hardware  2 CPU cores, 8 GB
-Source    Muttenthaler et al. 2025, equation 4 and Methods; the regression, the views and the frozen blocks are ours,
-          because only some thousand photos are at hand; how the constants were chosen stands in docs/log.md
+Source    Muttenthaler et al. 2025, equation 4 and Methods; the readout, the regression, the views and the frozen
+          blocks are ours, because only some thousand photos are at hand; how the constants were chosen stands in
+          docs/log.md
 """
 
 from training.feeds import FeedConfig
+from training.readout import ReadoutConfig
 from training.recipes.starter import RECIPE as TEACHER
 from training.student import StudentRecipe
 from training.student_model import Adaptation
@@ -19,15 +21,19 @@ RECIPE = StudentRecipe(
     teacher=TEACHER,
     model="focus-vit-s",
     side=126,
+    readout=ReadoutConfig(blocks=4, penalty=1.0, dropout=0.5),
     views=3,
     clusters=60,
     feed=FeedConfig(batch=128, per_group=8, triplets_per_step=20_000, sampling="random"),
     distill=DistillConfig(
-        steps=200,
-        learning_rate=2e-4,
-        warmup=20,
-        decay=75.0,
-        regression=10.0,
+        temperature=1.0,
+        steps=150,
+        learning_rate=1e-4,
+        head_rate=2e-4,
+        warmup=15,
+        decay=100.0,
+        regression=3.0,
+        regress="embedding",
         adaptation=Adaptation(frozen_blocks=6),
         checkpoint_every=50,
     ),
