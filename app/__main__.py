@@ -1,14 +1,18 @@
 """The command line: `python -m app` or `alignet-serve`. Every setting is a flag and an ALIGNET_ variable."""
 
 import asyncio
+import gc
 import logging
+import os
 import signal
 import sys
 
 import uvicorn
 from pydantic import ValidationError
 
+from app import logs
 from app.main import create_app
+from app.server import Protocol, Server
 from app.service import VERSION, ServedModel
 from app.settings import Settings
 
@@ -18,16 +22,19 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:
         print(f"alignet-serve {VERSION}")
         return
+    if sys.argv[1:2] == ["bulk"]:
+        from app import bulk  # here: serving needs nothing of it
+
+        raise SystemExit(bulk.main(sys.argv[2:]))
     try:
         settings = Settings(_cli_parse_args=True)  # type: ignore[call-arg]  # taken by BaseSettings
     except ValidationError as error:
         for fault in error.errors(include_input=False, include_url=False):
             print(f"setting {'.'.join(map(str, fault['loc']))}: {fault['msg']}", file=sys.stderr)
         raise SystemExit(2) from None
-    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    # Ours and the server's only: at debug level Pillow and the form parser log what is inside a photo.
-    for name in ("alignet", "uvicorn"):
-        logging.getLogger(name).setLevel(settings.log_level.upper())
+    logs.configure(settings.log_format, settings.log_level)
+    # A reply of 10^5 judgments is a million new objects; the default, every 700, looks through them a thousand times.
+    gc.set_threshold(50_000, 20, 20)
     raise SystemExit(_serve(settings))
 
 
@@ -52,10 +59,12 @@ def _serve(settings: Settings) -> int:
             flush=True,
         )
 
+    app = create_app(
+        settings, on_ready=lambda model: tasks.append(asyncio.create_task(announce(model))), on_failure=on_failure
+    )
     config = uvicorn.Config(
-        create_app(
-            settings, on_ready=lambda model: tasks.append(asyncio.create_task(announce(model))), on_failure=on_failure
-        ),
+        app,
+        http=Protocol,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -63,7 +72,7 @@ def _serve(settings: Settings) -> int:
         server_header=False,
         timeout_graceful_shutdown=settings.drain_seconds,
     )
-    server = uvicorn.Server(config)
+    server = Server(config, app.state.service, settings.drain_delay)
 
     def stop(*_: object) -> None:
         server.should_exit = True
@@ -73,6 +82,9 @@ def _serve(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     server.run()
+    if app.state.service.hangs:  # Python would wait for that thread without end
+        logging.shutdown()
+        os._exit(1)
     return 1 if failures else 0
 
 

@@ -6,6 +6,7 @@ stable `code`; `index` names the offending image, vector or triplet, `limit` the
 
 import logging
 import math
+import random
 from http import HTTPStatus
 from typing import Any, Literal, NamedTuple
 
@@ -38,6 +39,9 @@ Kind = Literal[
     "unsupported_media_type",
     "unsupported_image_format",
     "undecodable_image",
+    "url_refused",
+    "url_failed",
+    "rate_limited",
     "overloaded",
     "not_ready",
     "engine_away",
@@ -78,6 +82,9 @@ TABLE: dict[Kind, Row] = {
     "unsupported_media_type": Row(415, "The body has a content type or encoding that this path does not read"),
     "unsupported_image_format": Row(415, "An image has a format that is not read here"),
     "undecodable_image": Row(422, "An image does not decode"),
+    "url_refused": Row(422, "The URL of an image is not one that is fetched here"),
+    "url_failed": Row(424, "An image could not be fetched from its URL"),
+    "rate_limited": Row(429, "This API key has sent more images than its share"),
     "overloaded": Row(429, "Too much work is queued"),
     "not_ready": Row(503, "The service is starting or draining"),
     "engine_away": Row(503, "Triton, which runs the model, cannot be reached or serves another model"),
@@ -103,6 +110,9 @@ REQUEST_KINDS: tuple[Kind, ...] = (
     "unsupported_media_type",
     "unsupported_image_format",
     "undecodable_image",
+    "url_refused",
+    "url_failed",
+    "rate_limited",
     "overloaded",
     "not_ready",
     "engine_away",
@@ -143,14 +153,21 @@ class ServiceError(Exception):
         self.limit = limit
         self.retry_after = retry_after
 
+    def at(self, index: int) -> "ServiceError":
+        """The same fault of the image at another index."""
+        if self.index == index:
+            return self
+        detail = self.detail.replace(f"image {self.index}", f"image {index}", 1)
+        return ServiceError(self.kind, detail, index=index, limit=self.limit, retry_after=self.retry_after)
+
     @classmethod
     def of_image(cls, error: ImageError, index: int) -> "ServiceError":
         """The contract's fault of one image, with the position of that image in the request."""
         return cls(error.fault, f"image {index}: {error}", index=index, limit=error.limit)
 
 
-def problem(error: ServiceError) -> Response:
-    """The response of an error."""
+def body_of(error: ServiceError) -> dict[str, Any]:
+    """The problem object of an error."""
     row = TABLE[error.kind]
     body = Problem(
         type=f"urn:alignet:problem:{error.kind}",
@@ -162,13 +179,20 @@ def problem(error: ServiceError) -> Response:
         index=error.index,
         limit=error.limit,
     )
+    return body.model_dump(exclude_none=True)
+
+
+def problem(error: ServiceError) -> Response:
+    """The response of an error."""
     headers = {}
     if error.retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+        # Some sooner, some later: clients that were refused together must not come back together.
+        seconds = min(max(error.retry_after, 1.0), 30.0) * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
+        headers["Retry-After"] = str(math.ceil(seconds))
     if error.kind == "unauthorized":
         headers["WWW-Authenticate"] = "Bearer"
     return Response(
-        orjson.dumps(body.model_dump(exclude_none=True)), row.status, headers, media_type="application/problem+json"
+        orjson.dumps(body_of(error)), TABLE[error.kind].status, headers, media_type="application/problem+json"
     )
 
 

@@ -1,16 +1,18 @@
-"""What the judging routes share: the deadline, taking a body in, embedding what was given, the head of a reply."""
+"""What the judging routes share: taking a body in, the deadline, embedding what was given, the head of a reply."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
+from starlette.requests import ClientDisconnect
 
 from app import intake
 from app.errors import ServiceError
+from app.fetch import Fetcher, FetchError, Target
 from app.intake import Body, Given
 from app.schemas import Options
 from app.service import ServedModel, Service
@@ -22,8 +24,83 @@ def service_of(request: Request) -> Service:
     return cast(Service, request.app.state.service)
 
 
+class Taken(NamedTuple):
+    """A request whose body is there.
+
+    Attributes:
+        spend: to be told how many images it has, for its key.
+        take: to be told of more bytes that are held for it.
+    """
+
+    service: Service
+    body: Body
+    timings: Timings
+    spend: Callable[[int], None]
+    take: Callable[[int], None]
+
+    async def files(self, images: Sequence[bytes | Target]) -> list[bytes]:
+        """The images as files, those given as URLs fetched. Raises ServiceError of the first that cannot be had."""
+        found = await self.each_file(images)
+        for image in found:
+            if isinstance(image, ServiceError):
+                raise image
+        return cast(list[bytes], found)
+
+    async def each_file(self, images: Sequence[bytes | Target | ServiceError]) -> list[bytes | ServiceError]:
+        """As `files`, with an error in the place of an image that cannot be had. The key pays for all of them."""
+        self.spend(len(images))
+        found: list[Any] = list(images)
+        places: dict[Target, list[int]] = {}
+        for index, image in enumerate(images):
+            if isinstance(image, Target):
+                places.setdefault(image, []).append(index)
+        if not places:
+            return found
+        fetcher = self.service.fetcher
+        assert fetcher is not None
+        with self.timings.measure("read"):
+            async with asyncio.TaskGroup() as group:
+                jobs = {target: group.create_task(self._fetch(fetcher, target)) for target in places}
+        for target, job in jobs.items():
+            outcome = job.result()
+            for index in places[target]:
+                found[index] = outcome.at(index) if isinstance(outcome, FetchError) else outcome
+        return found
+
+    async def _fetch(self, fetcher: Fetcher, target: Target) -> bytes | FetchError | ServiceError:
+        try:
+            return await fetcher.fetch(target, self.take)
+        except FetchError as error:
+            return error
+        except ServiceError as error:  # memory is full
+            return error
+
+
 @asynccontextmanager
-async def deadline(request: Request) -> AsyncIterator[None]:
+async def taken_in(request: Request, *, raw: bool) -> AsyncIterator[Taken]:
+    """Authorise, take the body in, and work on it in the block while somebody waits for the answer.
+
+    Whatever can be refused without the body is refused before it is read. Its bytes count as held until the
+    block ends.
+
+    Raises:
+        ServiceError: the refusals, and 504 when the deadline is over.
+        ClientDisconnect: nobody waits any more.
+    """
+    service = service_of(request)
+    spend = service.keys.admit(request.headers.get("authorization"))
+    service.model()
+    timings: Timings = request.state.timings
+    with service.body_bytes.hold() as take:
+        with timings.measure("read"):
+            body = await intake.read_body(request, service.settings, service.body_bytes.require, take)
+        intake.require_media_type(body, raw=raw)
+        async with _deadline(request), _while_connected(request):
+            yield Taken(service, body, timings, spend, take)
+
+
+@asynccontextmanager
+async def _deadline(request: Request) -> AsyncIterator[None]:
     """The service's time for a request, from when its body is there; 504 when it is over.
 
     X-Request-Timeout-Ms asks for less or more than the default. How long a body may take is a
@@ -45,31 +122,46 @@ async def deadline(request: Request) -> AsyncIterator[None]:
         raise ServiceError("deadline_exceeded", f"no answer within {seconds:g} s.", limit=seconds) from error
 
 
-async def receive(request: Request, *, raw: bool) -> tuple[Service, Body, Timings]:
-    """Authorise, then take the body in; whatever can be refused without the body is refused before it."""
-    service = service_of(request)
-    service.authorize(request.headers.get("authorization"))
-    service.model()
-    timings: Timings = request.state.timings
-    with timings.measure("read"):
-        body = await intake.read_body(request, service.settings)
-    intake.require_media_type(body, raw=raw)
-    return service, body, timings
+@asynccontextmanager
+async def _while_connected(request: Request) -> AsyncIterator[None]:
+    """Ends the block when the client hangs up, so that what it asked for is decoded and inferred no more."""
+    task = asyncio.current_task()
+    assert task is not None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass  # an empty piece after the body
+        gone = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        task.uncancel()
+        raise ClientDisconnect from None
+    finally:
+        watcher.cancel()
 
 
 async def vectors_of(
-    model: ServedModel, given: Given, space: str, timings: Timings
+    model: ServedModel, given: Given, space: str, taken: Taken
 ) -> tuple[NDArray[np.float64], dict[str, int]]:
     """[n, d] float64 vectors of what was given, and the usage."""
     if given.vectors is not None:
         return given.vectors, usage([])
-    embedded = await model.embedder.embed(given.images, timings)
-    return embedded[space].astype(np.float64), usage(given.images)
+    images = await taken.files(given.images)
+    embedded = await model.embedder.embed(images, taken.timings)
+    return embedded[space].astype(np.float64), usage(images)
 
 
-def usage(images: Sequence[bytes]) -> dict[str, int]:
-    """What a request costs, as the reply states it."""
-    return {"images": len(images), "unique_images": len(set(images))}
+def usage(images: Sequence[bytes | ServiceError]) -> dict[str, int]:
+    """What a request costs, as the reply states it; what never was a file is not among the unique ones."""
+    return {"images": len(images), "unique_images": len({image for image in images if isinstance(image, bytes)})}
 
 
 def head(model: ServedModel, options: Options, fingerprint: str, used: dict[str, int]) -> dict[str, Any]:

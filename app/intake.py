@@ -1,13 +1,12 @@
 """From an HTTP request to images, vectors and options: JSON, multipart or a raw image body.
 
 Bodies are counted while they arrive and refused at the limit; the conversion of what arrived
-(JSON, base64, numbers) runs in a worker thread, never on the event loop.
+(JSON, forms, base64, numbers) runs in a worker thread, never on the event loop.
 """
 
 import asyncio
 import binascii
-import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -16,11 +15,10 @@ import orjson
 from fastapi import Request
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
-from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 
+from app import forms
 from app.errors import ServiceError
+from app.fetch import FetchError, Origin, Target, parse_url
 from app.schemas import Collection, ImageItem
 from app.settings import Settings
 
@@ -43,15 +41,24 @@ class Body:
 class Given:
     """Images, or vectors [n, d] float64, as one request names them."""
 
-    images: list[bytes] = field(default_factory=list)
+    images: Sequence[bytes | Target] = field(default_factory=list)
     vectors: NDArray[np.float64] | None = None
 
 
-async def read_body(request: Request, settings: Settings) -> Body:
-    """The body, within its limit and its time.
+async def read_body(
+    request: Request, settings: Settings, require: Callable[[int], None], take: Callable[[int], None]
+) -> Body:
+    """The body, within its limit, its time and what memory is left.
+
+    Args:
+        request: of which only the body is read.
+        settings: its limits.
+        require: see `app.admission.ByteBudget.require`; asked for the stated length, before a byte is read.
+        take: see `app.admission.ByteBudget.hold`; asked for each piece.
 
     Raises:
-        ServiceError: 413 as soon as the limit is passed, 408 when it is late, 415 when compressed.
+        ServiceError: 413 as soon as the limit is passed, 408 when it is late, 415 when compressed, or
+            429 where memory is full.
     """
     limit = settings.max_body_bytes
     if (encoding := request.headers.get("content-encoding", "identity").lower()) != "identity":
@@ -59,8 +66,10 @@ async def read_body(request: Request, settings: Settings) -> Body:
         raise ServiceError("unsupported_media_type", f"body has content-encoding {encoding!r}; send it plain.")
     too_large = ServiceError("body_too_large", f"the body may have at most {limit} bytes.", limit=limit)
     stated = request.headers.get("content-length", "")
-    if stated.isdecimal() and int(stated) > limit:
-        raise too_large
+    if stated.isdecimal():
+        if len(stated) > 18 or int(stated) > limit:
+            raise too_large
+        require(int(stated))
     pieces, size = [], 0
     try:
         async with asyncio.timeout(settings.body_timeout):
@@ -68,6 +77,7 @@ async def read_body(request: Request, settings: Settings) -> Body:
                 size += len(piece)
                 if size > limit:
                     raise too_large
+                take(len(piece))
                 pieces.append(piece)
     except TimeoutError as error:
         raise ServiceError(
@@ -92,13 +102,16 @@ def parse_json(body: Body, model: type[M]) -> M:
         raise ServiceError("invalid_json", f"{error}.") from error
     if not isinstance(value, dict):
         raise ServiceError("invalid_request", f"the body is a JSON {type(value).__name__}; expected an object.")
-    return validate(model, value)
+    return validate(model, value, strict=True)
 
 
-def validate(model: type[M], value: dict[str, Any]) -> M:
-    """`value` as `model`. Raises ServiceError naming the first wrong field, never quoting its content."""
+def validate(model: type[M], value: dict[str, Any], *, strict: bool = False) -> M:
+    """`value` as `model`. Raises ServiceError naming the first wrong field, never quoting its content.
+
+    JSON has types of its own, so it is read strictly: 1 and "yes" are not true. Forms and queries have text.
+    """
     try:
-        return model.model_validate(value)
+        return model.model_validate(value, strict=strict)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "body"
@@ -128,54 +141,31 @@ async def parse_form(
     Raises:
         ServiceError: not multipart, too many parts, a repeated option, or a file under another name.
     """
-    _, options = parse_options_header(body.headers.get("content-type"))
-    if b"--" + options.get(b"boundary", b"") + b"--" not in body.content:
-        raise ServiceError("invalid_request", "the multipart body has no closing boundary; it was cut short.")
+    limit = settings.max_images
+    try:
+        parts = await in_thread_if_large(
+            len(body.content), forms.parse, body.content, body.headers.get("content-type"), limit
+        )
+    except forms.TooManyFiles as error:
+        raise ServiceError("too_many_images", f"more than {limit} files in one request.", limit=limit) from error
+    except forms.FormError as error:
+        raise ServiceError("invalid_request", f"the multipart body does not parse: {error}.") from error
     fields: dict[str, str] = {}
     found: dict[str, list[bytes]] = {name: [] for name in files}
-    parser = _InMemoryParser(
-        body.headers,
-        _once(body.content),
-        max_files=settings.max_images + 1,
-        max_fields=32,
-        max_part_size=SMALL_BODY * 64,
-    )
-    try:
-        form = await parser.parse()
-    except (MultiPartException, UnicodeDecodeError, KeyError, ValueError) as error:
-        message = error.message if isinstance(error, MultiPartException) else "it is broken"
-        if message.startswith("Too many files"):
-            limit = settings.max_images
-            raise ServiceError("too_many_images", f"more than {limit} files in one request.", limit=limit) from error
-        raise ServiceError("invalid_request", f"the multipart body does not parse: {message}.") from error
-    async with contextlib.AsyncExitStack() as closing:
-        closing.push_async_callback(form.close)
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                if name not in found:
-                    raise ServiceError(
-                        "invalid_request", f"a file stands under an unknown name; expected {', '.join(files)}."
-                    )
-                found[name].append(await value.read())
-            elif name in fields:
-                raise ServiceError("invalid_request", f"field {name!r} is given twice.")
-            elif name in found:
+    for name, filename, content in parts:
+        if filename is not None:
+            if name not in found:
                 raise ServiceError(
-                    "invalid_request", f"{name!r} is text; send it as a file (curl -F {name}=@photo.jpg)."
+                    "invalid_request", f"a file stands under an unknown name; expected {', '.join(files)}."
                 )
-            else:
-                fields[name] = value
+            found[name].append(content)
+        elif name in fields:
+            raise ServiceError("invalid_request", f"field {name!r} is given twice.")
+        elif name in found:
+            raise ServiceError("invalid_request", f"{name!r} is text; send it as a file (curl -F {name}=@photo.jpg).")
+        else:
+            fields[name] = content.decode("utf-8", "replace")
     return fields, found
-
-
-class _InMemoryParser(MultiPartParser):
-    """Files stay in memory: the body is there already, and a photo must never touch the disk."""
-
-    spool_max_size = 2**62
-
-
-async def _once(content: bytes) -> AsyncGenerator[bytes, None]:
-    yield content
 
 
 def decode_base64(text: str, what: str, index: int) -> bytes:
@@ -189,25 +179,45 @@ def decode_base64(text: str, what: str, index: int) -> bytes:
 _NO_SPACE = {ord(c): None for c in " \t\r\n"}
 
 
-def decode_images(items: Sequence[ImageItem], settings: Settings, first: int = 0) -> list[bytes]:
-    """Base64 or data URIs to bytes. Raises ServiceError naming the item; `first` is the index of the first."""
+def decode_images(items: Sequence[ImageItem], settings: Settings, first: int = 0) -> list[bytes | Target]:
+    """Base64 or data URIs to bytes, and URLs to what is fetched later; `first` is the index of the first.
+
+    Raises:
+        ServiceError: naming the item.
+    """
     require_count(first + len(items), "images", settings.max_images)
-    images = []
-    for index, item in enumerate(items, first):
-        text = item.image
-        if text[:5].lower() == "data:":
-            header, comma, text = text.partition(",")
-            if not comma or not header.lower().endswith(";base64"):
-                raise ServiceError("invalid_request", f"image {index}: a data URI must be base64.", index=index)
-        elif "://" in text[:16]:
-            raise ServiceError("invalid_request", f"image {index}: URLs are not fetched; send the bytes.", index=index)
-        if len(text) * 3 // 4 > settings.max_image_bytes * 1.1 + 4:  # line breaks may take a few per cent
-            limit = settings.max_image_bytes
-            raise ServiceError(
-                "image_too_large", f"image {index} has more than {limit} bytes.", index=index, limit=limit
-            )
-        images.append(decode_base64(text, "image", index))
+    return [_decode_image(item, index, settings) for index, item in enumerate(items, first)]
+
+
+def decode_each(items: Sequence[ImageItem], settings: Settings) -> list[bytes | Target | ServiceError]:
+    """As `decode_images`, but an item that is no image leaves its error in its place."""
+    require_count(len(items), "images", settings.max_images)
+    images: list[bytes | Target | ServiceError] = []
+    for index, item in enumerate(items):
+        try:
+            images.append(_decode_image(item, index, settings))
+        except ServiceError as error:
+            images.append(error)
     return images
+
+
+def _decode_image(item: ImageItem, index: int, settings: Settings) -> bytes | Target:
+    text = item.image
+    if text[:5].lower() == "data:":
+        header, comma, text = text.partition(",")
+        if not comma or not header.lower().endswith(";base64"):
+            raise ServiceError("invalid_request", f"image {index}: a data URI must be base64.", index=index)
+    elif "://" in text[:16]:
+        if not settings.fetch_origins:
+            raise ServiceError("invalid_request", f"image {index}: URLs are not fetched; send the bytes.", index=index)
+        try:
+            return parse_url(text, [Origin.parse(origin) for origin in settings.fetch_origins])
+        except FetchError as error:
+            raise error.at(index) from error
+    if len(text) * 3 // 4 > settings.max_image_bytes * 1.1 + 4:  # line breaks may take a few per cent
+        limit = settings.max_image_bytes
+        raise ServiceError("image_too_large", f"image {index} has more than {limit} bytes.", index=index, limit=limit)
+    return decode_base64(text, "image", index)
 
 
 def require_count(n: int, what: str, limit: int) -> None:

@@ -10,17 +10,31 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import errors, schemas
+from app import errors, logs, schemas
 from app.errors import ServiceError
 from app.routes import about, embed, odd_one_out, similarity
 from app.service import VERSION, ServedModel, Service
 from app.settings import Settings
 from app.timings import Timings
+from app.tracing import Tracing
 
 log = logging.getLogger("alignet")
+
+_EXPOSED = ("Retry-After", "Server-Timing", "X-Embedding-Shape", "X-Request-Id", "X-Space-Fingerprint")
+
+_ALWAYS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+# No reply is a page, but for the viewer of the API document, which loads itself from the internet.
+_NO_PAGE = {"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"}
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -44,6 +58,8 @@ def create_app(
 
     async def load() -> None:
         try:
+            if settings.trace_endpoint:
+                service.tracing = await asyncio.to_thread(Tracing, settings.trace_endpoint, VERSION)
             model = await service.load(settings.bundle)
         except Exception as error:
             log.error("the bundle cannot be served: %s: %s", type(error).__name__, error)
@@ -63,20 +79,34 @@ def create_app(
             service.draining = True
             await loading
             await service.close()
+            if service.tracing is not None:
+                await asyncio.to_thread(service.tracing.close)
 
     app = FastAPI(
         title="AligNet Serve",
         version=VERSION,
         description="Image embeddings, similarities and odd-one-out judgments that agree with people.",
         lifespan=lifespan,
+        docs_url="/docs" if settings.api_docs else None,
+        openapi_url="/openapi.json" if settings.api_docs else None,
         redoc_url=None,
         redirect_slashes=False,  # a redirect would make clients send their photos twice
+        # FastAPI's own traces hold paths and exceptions, and its environment can switch them on; see app.tracing.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.service = service
     errors.install(app)
     for room in (embed, odd_one_out, similarity, about):
         app.include_router(room.router)
     app.add_middleware(_Observe, service=service)
+    if settings.cors_origins:  # outermost, so that a page can read errors too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("Accept", "Authorization", "Content-Type", "X-Request-Id", "X-Request-Timeout-Ms"),
+            expose_headers=_EXPOSED,
+        )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -103,6 +133,7 @@ class _Observe:
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app
+        self.service = service
         self.metrics = service.metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,14 +147,19 @@ class _Observe:
         asked = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
         status: int | None = None
+        token = logs.request_id.set(request_id)
+        tracing = self.service.tracing
+        span = tracing.start(headers) if tracing else None
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 stages = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in timings.stages.items())
-                extra = {"X-Request-Id": request_id, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+                extra = _ALWAYS | {"X-Request-Id": request_id} | ({} if scope["path"] == "/docs" else _NO_PAGE)
                 extra |= {"Server-Timing": stages} if stages else {}
+                # A client that keeps its connection would meet the closing port with its next request.
+                extra |= {"Connection": "close"} if self.service.leaving else {}
                 message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in extra.items())]
             await send(message)
 
@@ -144,7 +180,13 @@ class _Observe:
             # An unknown path is one label, whatever it is; so is an unknown method.
             route = getattr(scope.get("route"), "path", "unknown")
             method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "other"
-            self.metrics.requests.labels(route, method, str(status or 499)).inc()
-            self.metrics.duration.labels(route).observe(time.perf_counter() - start)
+            seconds, code = time.perf_counter() - start, status or 499
+            self.metrics.requests.labels(route, method, str(code)).inc()
+            self.metrics.duration.labels(route).observe(seconds)
+            if self.service.settings.access_log:
+                logs.access(method, route, code, seconds, timings.stages)
+            if tracing:
+                tracing.finish(span, method, route, code, request_id, timings.stages)
+            logs.request_id.reset(token)
             for stage, seconds in timings.stages.items():
                 self.metrics.stage.labels(stage).observe(seconds)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from app.errors import Problem
 from contract.triplets import Kernel
 
 SpaceName = Literal["aligned", "base"]
@@ -34,7 +35,10 @@ class _Strict(BaseModel):
 class ImageItem(_Strict):
     """One image of a JSON body."""
 
-    image: str = Field(description="Encoded file as base64, or as a data URI `data:image/...;base64,...`.")
+    image: str = Field(
+        description="Encoded file as base64, or as a data URI `data:image/...;base64,...`; or its http(s) URL, "
+        "where the service fetches from that origin."
+    )
 
 
 class Options(_Strict):
@@ -54,6 +58,10 @@ class EmbedOptions(Options):
 
     encoding: Encoding = Field(default="float", description="`base64` is little-endian float32, a third of the size.")
     normalize: bool = Field(default=False, description="Scale vectors to length 1 (which is a space of its own).")
+    on_error: Literal["fail", "partial"] = Field(
+        default="fail",
+        description="`partial` answers for the good images of a request, with a problem in the place of each bad one.",
+    )
 
 
 class EmbedRequest(EmbedOptions):
@@ -78,7 +86,7 @@ class Collection(_Strict):
 def _integers(value: Any) -> Any:
     # Lax validation would read true as 1 and "2" as 2; a triplet of those is a mistake.
     if isinstance(value, list) and all(type(v) is int for v in value):
-        return value
+        return tuple(value)
     raise ValueError("a triplet is a list of three integers")
 
 
@@ -155,13 +163,20 @@ class Embedding(BaseModel):
     embedding: list[float] | str
 
 
+class FailedImage(BaseModel):
+    """What stands in the place of a vector, with `on_error: partial`."""
+
+    index: int
+    error: Problem
+
+
 class EmbedReply(SpaceReply):
     """Answer of /embed, in the order of the images."""
 
     size: int
     normalized: bool
     encoding: Encoding
-    data: list[Embedding]
+    data: list[Embedding | FailedImage]
 
 
 class Judgment(BaseModel):

@@ -1,19 +1,24 @@
 """What serves: the bundle with its engine, and the state of the process around it."""
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import time
 from importlib.metadata import version
 from pathlib import Path
 
-from app.batching import Batcher, Embedder
-from app.engine import Engine, cpu_quota, open_engine
+from app.admission import Admission, ByteBudget
+from app.batching import Batcher
+from app.cache import VectorCache
+from app.decoding import DecodePool
+from app.embedder import Embedder
+from app.engine import PROVIDERS, Engine, cpu_quota, open_engine
 from app.errors import ServiceError
-from app.metrics import Metrics
+from app.fetch import Fetcher
+from app.keys import Keys
+from app.metrics import Metrics, Norms
 from app.schemas import ModelCard, ModelSummary, Options, SpaceCard
 from app.settings import Settings
+from app.tracing import Tracing
 from app.triton_engine import CHECK_SECONDS, open_triton
 from contract.bundle import Bundle, Manifest, check_golden_pixels, read_bundle, space_fingerprint
 
@@ -22,24 +27,46 @@ VERSION = version("alignet-serve")
 
 
 class ServedModel:
-    """One bundle with the engine that embeds for it."""
+    """One bundle with the engine that embeds for it.
+
+    Args:
+        max_batch: images the engine takes at once.
+        pace: seconds an image takes in such a batch, as far as known.
+    """
 
     def __init__(
-        self, bundle: Bundle, engine: Engine, providers: list[str], settings: Settings, metrics: Metrics
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        providers: list[str],
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        max_batch: int,
+        pace: float,
     ) -> None:
         self.manifest: Manifest = bundle.manifest
         self.engine = engine
         self.providers = providers
-        decode_threads = settings.decode_threads or min(8, max(1, cpu_quota() // 2))
-        log.info("%d decode threads", decode_threads)
-        self.embedder = Embedder(
-            engine,
+        threads = settings.decode_threads or min(8, max(1, cpu_quota() // 2))
+        log.info("%d decode threads", threads)
+        cache = VectorCache(settings.cache_images, metrics) if settings.cache_images else None
+        decoders = DecodePool(
+            threads,
             bundle.manifest.pixels,
             settings.pixel_limits,
-            decode_threads=decode_threads,
-            max_admitted=settings.max_admitted_images,
+            settings.stuck_seconds,
+            keys=cache is not None,
+        )
+        admission = Admission(
+            most=settings.max_admitted_images,
+            max_wait=settings.max_wait or (1.0 if providers[0] in (PROVIDERS["cpu"], "triton") else 0.25),
+            full=threads + 2 * max_batch,
+            pace=pace,
             metrics=metrics,
         )
+        norms = Norms(metrics.norm, bundle.manifest.name, bundle.golden.vectors)
+        self.embedder = Embedder(engine, decoders, admission, metrics, norms, cache)
 
     @property
     def name(self) -> str:
@@ -90,7 +117,7 @@ class ServedModel:
             **self.summary().model_dump(),
             **{name: fields[name] for name in shown},
             spaces=spaces,
-            limits=limits,
+            limits=limits | {"max_wait": self.embedder.admission.max_wait},  # 0 in the settings takes one
             providers=self.providers,
         )
 
@@ -106,7 +133,7 @@ async def open_model(bundle_path: Path, settings: Settings, metrics: Metrics) ->
     if settings.triton_url:
         await asyncio.to_thread(check_golden_pixels, bundle)
         triton = open_triton(bundle, settings.triton_url, metrics)
-        return ServedModel(bundle, triton, ["triton"], settings, metrics)
+        return ServedModel(bundle, triton, ["triton"], settings, metrics, max_batch=8, pace=0.02)
     threads = settings.inference_threads or cpu_quota()
     max_batch = settings.max_batch or (4 if settings.device == "cpu" else 32)
     graph = await asyncio.to_thread(
@@ -118,24 +145,44 @@ async def open_model(bundle_path: Path, settings: Settings, metrics: Metrics) ->
         allow_cpu_fallback=settings.allow_cpu_fallback,
     )
     log.info("%d inference threads, batches of at most %d", threads, max_batch)
-    return ServedModel(bundle, Batcher(graph, max_batch, metrics), graph.providers, settings, metrics)
+    batcher = Batcher(graph, max_batch, metrics, settings.stuck_seconds)
+    return ServedModel(bundle, batcher, graph.providers, settings, metrics, max_batch=max_batch, pace=graph.pace)
 
 
 class Service:
-    """The state one app shares between its requests."""
+    """The state one app shares between its requests.
+
+    `leaving` is set when the process was told to end: not ready for a load balancer, but requests are still
+    served. `draining` is when the port is closed and no request is left.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.body_bytes = ByteBudget(settings.max_held_bytes, self.metrics)
+        self.fetcher: Fetcher | None = None  # opened with the bundle, on the event loop
+        self.leaving = False
         self.draining = False
+        self.tracing: Tracing | None = None  # opened with the bundle, if asked for
         self._model: ServedModel | None = None
         self.metrics.ready.set_function(lambda: float(self.ready))
-        self._keys = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in settings.api_keys]
+        self.metrics.wait.set_function(lambda: self._model.embedder.admission.wait if self._model else 0.0)
+        self.metrics.stuck.set_function(lambda: float(self._model.embedder.decoders.stuck) if self._model else 0.0)
+        self.keys = Keys(
+            [key.get_secret_value() for key in settings.api_keys],
+            settings.api_keys_file,
+            settings.key_images_per_second,
+            max(settings.key_images_per_second, float(settings.max_images)),
+            self.metrics,
+        )
 
     async def load(self, bundle_path: Path) -> ServedModel:
         """Read, verify and warm the bundle; the service is ready after this, or already draining."""
         start = time.perf_counter()
         model = await open_model(bundle_path, self.settings, self.metrics)
+        if self.settings.fetch_origins:
+            settings = self.settings
+            self.fetcher = Fetcher(settings.fetch_origins, settings.max_image_bytes, settings.fetch_timeout)
         self._model = model
         while model.engine.away and not self.draining:  # Triton may come later than we do
             await asyncio.sleep(0.05)
@@ -149,18 +196,35 @@ class Service:
     async def close(self) -> None:
         """Finish the queued work and end the threads."""
         self.draining = True
+        if self.fetcher is not None:
+            await self.fetcher.close()
         if self._model is not None:
             await self._model.embedder.close()
 
     @property
     def alive(self) -> bool:
-        """False once a thread that serving needs has died."""
-        return self._model is None or self._model.engine.alive
+        """False once a thread that serving needs has died or hangs."""
+        return self._model is None or self._model.embedder.alive
+
+    @property
+    def hangs(self) -> bool:
+        """Whether closing has left a decode thread behind, for which the interpreter would wait."""
+        return self._model is not None and self._model.embedder.decoders.busy
 
     @property
     def ready(self) -> bool:
-        """Whether requests are served: bundle verified, engine there and warm, not draining."""
-        return self._model is not None and not self.draining and self.alive and self._model.engine.away is None
+        """See `require_ready`: bundle verified, engine there and warm, not about to end."""
+        try:
+            self.require_ready()
+        except ServiceError:
+            return False
+        return True
+
+    def require_ready(self) -> None:
+        """Raises ServiceError 503 unless a load balancer should send requests here."""
+        if self.leaving:
+            raise ServiceError("not_ready", "the service is draining.", retry_after=2)
+        self.model()
 
     def model(self, name: str | None = None) -> ServedModel:
         """The served model. Raises ServiceError: not ready, or another name."""
@@ -174,13 +238,3 @@ class Service:
         if name not in (None, self._model.name):
             raise ServiceError("model_not_found", f"the model served here is {self._model.name!r}; see /models.")
         return self._model
-
-    def authorize(self, authorization: str | None) -> None:
-        """Raises ServiceError unless the header carries one of the keys. Compares every key, in constant time."""
-        if not self._keys:
-            return
-        scheme, _, key = (authorization or "").partition(" ")
-        given = hashlib.sha256(key.encode()).digest()
-        matches = [hmac.compare_digest(given, known) for known in self._keys]
-        if scheme.lower() != "bearer" or not any(matches):
-            raise ServiceError("unauthorized", "send `Authorization: Bearer KEY` with a key of this service.")

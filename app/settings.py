@@ -4,13 +4,19 @@
 a small machine; their reasons stand beside them. `python -m app --help` prints this class.
 """
 
+import importlib.util
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.fetch import Origin
+from app.keys import split_keys
 from contract.pixels import PixelLimits
+
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d+)?")
 
 STARTER = Path(__file__).parent / "starter"
 """The bundle that ships inside the package."""
@@ -62,6 +68,24 @@ class Settings(BaseSettings):
     max_admitted_images: int = Field(
         default=256, ge=1, description="Images being decoded, queued and inferred at once; beyond it requests get 429."
     )
+    max_wait: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds a new request may be predicted to wait for images before it; beyond it, 429. 0 takes "
+        "1 s on a CPU or Triton, 0.25 s on a GPU.",
+    )
+    max_held_bytes: int = Field(
+        default=256 * 2**20,
+        ge=1024,
+        description="Bytes of request bodies in memory at once; beyond it requests get 429. Reading and decoding "
+        "them takes about three times as much.",
+    )
+    cache_images: int = Field(
+        default=0,
+        ge=0,
+        description="Images whose vectors are kept in memory, by a digest of their pixels; 0 keeps none. Images "
+        "themselves are never kept.",
+    )
     request_timeout: float = Field(
         default=10.0,
         gt=0,
@@ -73,7 +97,19 @@ class Settings(BaseSettings):
         default=30.0, gt=0, le=600, description="Largest X-Request-Timeout-Ms granted, in seconds."
     )
     body_timeout: float = Field(default=15.0, gt=0, description="Seconds a client may take to send a body before 408.")
-    drain_seconds: int = Field(default=30, ge=0, description="Seconds in-flight requests get to finish after SIGTERM.")
+    drain_delay: float = Field(
+        default=5.0,
+        ge=0,
+        le=600,
+        description="Seconds after SIGTERM for which requests are still served while /health/ready is 503 already, "
+        "so that load balancers notice before the port closes.",
+    )
+    drain_seconds: int = Field(default=30, ge=0, description="Seconds in-flight requests get to finish after that.")
+    stuck_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="A batch or image that takes longer hangs: /health/live fails and requests get 503.",
+    )
 
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024, description="Largest request body.")
     max_image_bytes: int = Field(default=10 * 2**20, ge=64, description="Largest encoded image.")
@@ -93,8 +129,44 @@ class Settings(BaseSettings):
         default=(),
         description="Comma-separated keys; if any, requests need `Authorization: Bearer KEY` (health stays open).",
     )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="File with more keys, one a line; it is read again when it changes, so keys are rotated without "
+        "a restart.",
+    )
+    key_images_per_second: float = Field(
+        default=0.0,
+        ge=0,
+        description="Images a second for each key, with a burst of max_images; beyond it, 429. A request without "
+        "images counts as one. 0 has no bound.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Comma-separated origins whose pages may call this service from a browser; * is any. Off if "
+        "not given.",
+    )
+    fetch_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Comma-separated origins, such as https://*.example.org, of which images are fetched by URL; "
+        "public addresses only. Off if not given.",
+    )
+    fetch_timeout: float = Field(
+        default=5.0, gt=0, description="Seconds one image may take to be fetched, redirects and all."
+    )
+    api_docs: bool = Field(default=True, description="Serve /docs and /openapi.json, which need no key.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe line to log."
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Log lines for people, or one JSON object a line."
+    )
+    access_log: bool = Field(
+        default=True, description="Log a line for every request (health and metrics: at the debug level)."
+    )
+    trace_endpoint: str = Field(
+        default="",
+        description="OTLP/HTTP URL that OpenTelemetry traces are sent to, such as http://localhost:4318/v1/traces; "
+        "needs the extra `otel`. None are made if empty.",
     )
 
     @field_validator("api_keys", mode="before")
@@ -102,11 +174,29 @@ class Settings(BaseSettings):
     def _split_keys(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        keys = tuple(key.strip() for key in value.split(",") if key.strip())
-        # "," is a mistake that would leave the service open; "" is how an unset variable arrives.
-        if (value.strip() and not keys) or not all(k.isascii() and k.isprintable() and " " not in k for k in keys):
-            raise ValueError("expected keys of visible ASCII, with commas between; unset it to serve without keys")
-        return keys
+        return split_keys(value)
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        origins = tuple(origin.strip() for origin in value.split(",") if origin.strip())
+        if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError("expected origins such as https://app.example.org, with commas between, or *")
+        return origins
+
+    @field_validator("fetch_origins", mode="before")
+    @classmethod
+    def _split_fetch_origins(cls, value: object) -> object:
+        origins = tuple(map(str.strip, value.split(","))) if isinstance(value, str) else value
+        if isinstance(origins, tuple | list):
+            origins = tuple(origin for origin in origins if origin)
+            for origin in origins:
+                Origin.parse(origin)
+            if origins and importlib.util.find_spec("httpcore2") is None:
+                raise ValueError("httpcore2 is missing; run: pip install 'alignet-serve[fetch]'")
+        return origins
 
     @field_validator("triton_url")
     @classmethod
@@ -125,6 +215,25 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{' and '.join(here)} is of an engine in this process; with triton_url, Triton has its own"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _keys_there(self) -> "Settings":
+        if self.key_images_per_second and not self.api_keys and self.api_keys_file is None:
+            raise ValueError("key_images_per_second is a bound of each key; set api_keys or api_keys_file too")
+        if self.api_keys_file is not None:
+            try:
+                text = self.api_keys_file.read_text()
+            except (OSError, ValueError) as error:
+                raise ValueError(f"api_keys_file cannot be read: {type(error).__name__}") from None
+            if not split_keys(text):
+                raise ValueError("api_keys_file has no key; one stands on each line")
+        return self
+
+    @model_validator(mode="after")
+    def _one_body_fits(self) -> "Settings":
+        if self.max_held_bytes < self.max_body_bytes:
+            raise ValueError(f"max_held_bytes is {self.max_held_bytes}, less than one body (max_body_bytes)")
         return self
 
     @property
@@ -150,6 +259,10 @@ class Settings(BaseSettings):
             "max_vectors",
             "max_triplets",
             "max_admitted_images",
+            "max_held_bytes",
+            "max_wait",
+            "fetch_timeout",
+            "key_images_per_second",
             "request_timeout",
             "max_request_timeout",
             "body_timeout",

@@ -14,26 +14,26 @@ router = APIRouter()
 @router.get(
     "/models",
     response_model=ModelList,
-    responses=errors.responses("unauthorized", "not_ready", "engine_away"),
+    responses=errors.responses("unauthorized", "rate_limited", "not_ready", "engine_away"),
     summary="Models served",
 )
 async def models(request: Request) -> ModelList:
     """The models served here."""
     service = service_of(request)
-    service.authorize(request.headers.get("authorization"))
+    service.keys.admit(request.headers.get("authorization"))
     return ModelList(models=[service.model().summary()])
 
 
 @router.get(
     "/models/{name}",
     response_model=ModelCard,
-    responses=errors.responses("unauthorized", "model_not_found", "not_ready", "engine_away"),
+    responses=errors.responses("unauthorized", "rate_limited", "model_not_found", "not_ready", "engine_away"),
     summary="Model card",
 )
 async def model_card(request: Request, name: str) -> ModelCard:
     """Measured figures with the commands that give them, pixel spec, fingerprints and limits."""
     service = service_of(request)
-    service.authorize(request.headers.get("authorization"))
+    service.keys.admit(request.headers.get("authorization"))
     return service.model(name).card(service.settings.limits)
 
 
@@ -41,9 +41,9 @@ async def model_card(request: Request, name: str) -> ModelCard:
     "/health/live", response_model=Health, responses=errors.responses("internal"), summary="Is the process alive"
 )
 async def live(request: Request) -> Health:
-    """200 while every thread that serving needs runs; restart the process otherwise."""
+    """200 while every thread that serving needs runs and none hangs; restart the process otherwise."""
     if not service_of(request).alive:
-        raise ServiceError("internal", "the inference thread has ended; restart the process.")
+        raise ServiceError("internal", "a thread that serving needs has ended or hangs; restart the process.")
     return Health(status="live")
 
 
@@ -55,7 +55,7 @@ async def live(request: Request) -> Health:
 )
 async def ready(request: Request) -> Health:
     """200 after the golden check and a warm-up run, until draining; with Triton, while it serves this very model."""
-    service_of(request).model()
+    service_of(request).require_ready()
     return Health(status="ready")
 
 
@@ -63,5 +63,5 @@ async def ready(request: Request) -> Health:
 async def metrics(request: Request) -> Response:
     """Prometheus exposition."""
     service = service_of(request)
-    service.authorize(request.headers.get("authorization"))
+    service.keys.admit(request.headers.get("authorization"))
     return Response(service.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,5 +1,6 @@
 """POST /embed: images to vectors."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -8,12 +9,16 @@ from numpy.typing import NDArray
 
 from app import errors, intake, replies
 from app.errors import ServiceError
-from app.exchange import body_schema, deadline, fields_of, head, receive, usage
+from app.exchange import body_schema, fields_of, head, taken_in, usage
+from app.fetch import Target
 from app.intake import Body
 from app.schemas import EmbedOptions, EmbedReply, EmbedRequest
 from app.service import Service
 
 router = APIRouter()
+
+Images = Sequence[bytes | Target | ServiceError]
+"""The images of a request, some to be fetched, or, with `on_error: partial`, what is wrong with one."""
 
 _BODY = body_schema("EmbedRequest", fields_of(EmbedOptions), ["images"])
 _BINARY = {"type": "string", "format": "binary"}
@@ -36,20 +41,34 @@ async def embed(request: Request) -> Response:
     """Embed images, sent as JSON, as multipart files `images`, or as one raw `image/*` body.
 
     With `Accept: application/octet-stream` the reply is bare little-endian float32 rows, with
-    `Accept: application/x-npy` a numpy file; the fingerprint stands in a header of every reply.
+    `Accept: application/x-npy` a numpy file; the fingerprint stands in a header of every reply. With
+    `on_error: partial`, a bad image does not fail the others: its problem stands in its place in `data`.
     """
-    service, body, timings = await receive(request, raw=True)
-    async with deadline(request):
+    async with taken_in(request, raw=True) as taken:
+        service, body, timings = taken.service, taken.body, taken.timings
         with timings.measure("read"):
-            options, images = await _parse_embed(request, body, service)
+            options, given = await _parse_embed(request, body, service)
         model = service.model(options.model)
         fingerprint = model.space_fingerprint(options, normalize=options.normalize)
-        embedded = await model.embedder.embed(images, timings)
-        vectors = embedded[options.space]
+        binary = replies.preferred_binary(request.headers.get("accept"))
+        images: Sequence[bytes | ServiceError]
+        faults: dict[int, ServiceError] = {}
+        if options.on_error == "partial":
+            if binary:
+                detail = "on_error is partial, but a binary reply has no place for errors; accept application/json."
+                raise ServiceError("invalid_request", detail)
+            images = await taken.each_file(given)
+            rows = await model.embedder.embed_each(images, timings)
+            faults = {i: row for i, row in enumerate(rows) if isinstance(row, ServiceError)}
+            good = [row[options.space] for row in rows if not isinstance(row, ServiceError)]
+            vectors = np.stack(good) if good else np.empty((0, model.manifest.spaces[options.space].size), np.float32)
+        else:
+            images = files = await taken.files(cast(Sequence[bytes | Target], given))
+            embedded = await model.embedder.embed(files, timings)
+            vectors = embedded[options.space]
         if options.normalize:
             vectors = _unit(vectors)
         with timings.measure("serialise"):
-            binary = replies.preferred_binary(request.headers.get("accept"))
             if binary:
                 response = await replies.write_matrix(vectors, binary)
             else:
@@ -60,14 +79,19 @@ async def embed(request: Request) -> Response:
                     "encoding": options.encoding,
                 }
                 response = await replies.write_json(
-                    lambda: start | {"data": _items(replies.rows(vectors, options.encoding))}, vectors.size
+                    lambda: start | {"data": _items(replies.rows(vectors, options.encoding), faults)}, vectors.size
                 )
         response.headers["X-Space-Fingerprint"] = fingerprint
         return response
 
 
-def _items(vectors: list[Any]) -> list[dict[str, Any]]:
-    return [{"index": i, "embedding": vector} for i, vector in enumerate(vectors)]
+def _items(vectors: list[Any], faults: dict[int, ServiceError]) -> list[dict[str, Any]]:
+    """One object an image: the next vector, or the problem of that image."""
+    following = iter(vectors)
+    return [
+        {"index": i, "error": errors.body_of(faults[i])} if i in faults else {"index": i, "embedding": next(following)}
+        for i in range(len(vectors) + len(faults))
+    ]
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -77,7 +101,7 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return (wide / np.where(length > 0, length, 1)).astype(np.float32)
 
 
-async def _parse_embed(request: Request, body: Body, service: Service) -> tuple[EmbedOptions, list[bytes]]:
+async def _parse_embed(request: Request, body: Body, service: Service) -> tuple[EmbedOptions, Images]:
     settings = service.settings
     query = dict(request.query_params)
     if len(query) < len(request.query_params.multi_items()):
@@ -89,8 +113,10 @@ async def _parse_embed(request: Request, body: Body, service: Service) -> tuple[
         fields, files = await intake.parse_form(body, settings, ["images"])
         return intake.validate(EmbedOptions, fields), intake.files_under(files["images"], "images", settings.max_images)
 
-    def parse() -> tuple[EmbedOptions, list[bytes]]:
+    def parse() -> tuple[EmbedOptions, Images]:
         parsed = intake.parse_json(body, EmbedRequest)
+        if parsed.on_error == "partial":
+            return parsed, intake.decode_each(parsed.images, settings)
         return parsed, intake.decode_images(parsed.images, settings)
 
-    return cast(tuple[EmbedOptions, list[bytes]], await intake.in_thread_if_large(len(body.content), parse))
+    return cast(tuple[EmbedOptions, Images], await intake.in_thread_if_large(len(body.content), parse))

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from app import errors, intake, replies
 from app.errors import ServiceError
-from app.exchange import body_schema, deadline, fields_of, head, receive, vector_size, vectors_of
+from app.exchange import body_schema, fields_of, head, taken_in, vector_size, vectors_of
 from app.intake import Body, Given
 from app.judgments import Thresholds, TripletError, judge, triplet_index
 from app.schemas import OddOneOutOptions, OddOneOutReply, OddOneOutRequest
@@ -32,8 +32,8 @@ async def odd_one_out(request: Request) -> Response:
     Probabilities are those of each image being the odd one; the temperature that turns
     similarities into them, and whether it was fitted to people, stand in the reply.
     """
-    service, body, timings = await receive(request, raw=False)
-    async with deadline(request):
+    async with taken_in(request, raw=False) as taken:
+        service, body, timings = taken.service, taken.body, taken.timings
         with timings.measure("read"):
             options, given = await _parse_odd_one_out(request, body, service)
         model = service.model(options.model)
@@ -43,22 +43,22 @@ async def odd_one_out(request: Request) -> Response:
             index = triplet_index(options.triplets, n)
         except TripletError as error:
             raise ServiceError("invalid_request", str(error), index=error.index) from error
-        vectors, usage = await vectors_of(model, given, options.space, timings)
+        vectors, usage = await vectors_of(model, given, options.space, taken)
         space, tie_rule = model.manifest.spaces[options.space], model.manifest.tie_rule
         thresholds = Thresholds(options.min_margin, options.max_entropy)
 
         def build() -> dict[str, Any]:
             results = judge(vectors, index, space, tie_rule, thresholds)
+            service.metrics.entropy.observe([result["entropy"] for result in results])
             for result in results:
-                service.metrics.entropy.observe(result.entropy)
-                if result.abstained:
-                    service.metrics.abstentions.labels(result.abstained).inc()
+                if result["abstained"]:
+                    service.metrics.abstentions.labels(result["abstained"]).inc()
             return head(model, options, fingerprint, usage) | {
                 "similarity": space.similarity,
                 "temperature": space.temperature,
                 "calibrated": space.calibrated,
                 "tie_rule": tie_rule,
-                "results": [result.__dict__ for result in results],
+                "results": results,
             }
 
         with timings.measure("serialise"):

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from app import errors, intake, replies
 from app.errors import ServiceError
-from app.exchange import body_schema, deadline, fields_of, head, receive, usage, vector_size, vectors_of
+from app.exchange import body_schema, fields_of, head, taken_in, usage, vector_size, vectors_of
 from app.intake import Body, Given
 from app.schemas import Collection, SimilarityOptions, SimilarityReply, SimilarityRequest
 from app.service import Service
@@ -31,8 +31,8 @@ async def similarity(request: Request) -> Response:
 
     Where an error names an index, candidates count on from the queries.
     """
-    service, body, timings = await receive(request, raw=False)
-    async with deadline(request):
+    async with taken_in(request, raw=False) as taken:
+        service, body, timings = taken.service, taken.body, taken.timings
         with timings.measure("read"):
             options, sides = await _parse_similarity(request, body, service)
         model = service.model(options.model)
@@ -40,9 +40,9 @@ async def similarity(request: Request) -> Response:
         # Queries and candidates are embedded together, so a photo on both sides is embedded once.
         images = [image for side in sides for image in side.images]
         intake.require_count(len(images), "images", service.settings.max_images)
-        embedded, used = None, usage(images)
+        embedded, used = None, usage([])
         if images:
-            embedded, used = await vectors_of(model, Given(images=images), options.space, timings)
+            embedded, used = await vectors_of(model, Given(images=images), options.space, taken)
         matrices, start = [], 0
         for side in sides:
             if side.vectors is not None:

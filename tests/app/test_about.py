@@ -40,12 +40,14 @@ def test_the_card_shows_the_limits_in_force(serve: Serve) -> None:
     client = serve(max_images=3, max_body_bytes=5000, request_timeout=7)
     limits = client.get("/models/toy").json()["limits"]
     assert (limits["max_images"], limits["max_body_bytes"], limits["request_timeout"]) == (3, 5000, 7)
-    assert limits == client.app.state.service.settings.limits
+    assert limits == client.app.state.service.settings.limits | {"max_wait": 1.0}
 
 
 def test_every_limit_of_the_settings_is_on_the_card(client: TestClient) -> None:
     limiting = {name for name in Settings.model_fields if name.startswith(("max_", "min_")) or "timeout" in name}
-    assert set(client.get("/models/toy").json()["limits"]) == limiting - {"max_batch"}
+    limits = client.get("/models/toy").json()["limits"]
+    assert set(limits) == (limiting | {"key_images_per_second"}) - {"max_batch"}
+    assert limits["max_wait"] == 1.0  # what 0 takes on a CPU
 
 
 @pytest.mark.parametrize("name", ["other", "TOY", "toy%00", "..", "%2e%2e", "x" * 5000])

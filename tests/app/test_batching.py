@@ -11,10 +11,13 @@ import pytest
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 
-from app.batching import Batcher, Embedder
+from app.admission import Admission
+from app.batching import Batcher
+from app.decoding import DecodePool
+from app.embedder import Embedder
 from app.engine import OnnxEngine
 from app.errors import ServiceError
-from app.metrics import Metrics
+from app.metrics import Metrics, Norms
 from app.timings import Timings
 from contract.pixels import PixelLimits, PixelSpec
 from tests.toy import encoded, photo
@@ -127,10 +130,10 @@ def test_one_bad_photo_leaves_nothing_admitted_and_names_the_first_bad_one() -> 
             return {"aligned": np.ones((len(pixels), 2), np.float32)}
 
     metrics = Metrics()
-    options: Any = {"decode_threads": 1, "max_admitted": 4, "metrics": metrics}
-    embedder = Embedder(
-        Batcher(Ones(), 2, metrics), PixelSpec(height=4, width=4, resize="squash"), PixelLimits(), **options
-    )
+    decoders = DecodePool(1, PixelSpec(height=4, width=4, resize="squash"), PixelLimits(), stuck_seconds=30)
+    admission = Admission(most=4, max_wait=1, full=4, pace=0.01, metrics=metrics)
+    norms = Norms(metrics.norm, "toy", {})
+    embedder = Embedder(Batcher(Ones(), 2, metrics), decoders, admission, metrics, norms)
     good = encoded(photo(0))
     with pytest.raises(ServiceError, match="image 1") as caught:
         asyncio.run(embedder.embed([good, b"bad", good, b"worse"], Timings()))
@@ -186,8 +189,8 @@ def test_live_fails_once_the_inference_thread_has_died(serve: Serve, monkeypatch
 
     client = serve(raise_bugs=False)
     monkeypatch.setattr(OnnxEngine, "embed", deadly)
-    headers = PNG | {"X-Request-Timeout-Ms": "300"}
-    assert client.post("/embed", content=encoded(photo(0)), headers=headers).status_code in (500, 504)
+    reply = client.post("/embed", content=encoded(photo(0)), headers=PNG)
+    assert (reply.status_code, reply.json()["code"]) == (503, "not_ready")
     assert (client.get("/health/live").status_code, client.get("/health/ready").status_code) == (500, 503)
     assert client.post("/embed", content=encoded(photo(0)), headers=PNG).status_code == 503
 

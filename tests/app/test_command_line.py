@@ -24,6 +24,7 @@ from app.settings import Settings
 from tests.toy import encoded, photo
 
 ROOT = Path(__file__).parents[2]
+QUICK = ("--drain-delay", "0")
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -38,7 +39,7 @@ def start(toy_bundle: Path) -> Iterator[Start]:
     running: list[subprocess.Popen[str]] = []
 
     def start_one(*arguments: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-u", "-m", "app", "--bundle", str(toy_bundle), "--port", "0", *arguments]
+        command = [sys.executable, "-u", "-m", "app", "--bundle", str(toy_bundle), "--port", "0", *QUICK, *arguments]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         running.append(subprocess.Popen(command, cwd=ROOT, **pipes))
         return running[-1]
@@ -153,3 +154,42 @@ def test_the_ready_line_names_the_port_however_soon_the_bundle_is_open(
     port = re.search(r"is ready at http://localhost:(\d+)", capsys.readouterr().out)
     assert port is not None
     assert int(port[1]) > 0
+
+
+def test_a_decoder_that_hangs_does_not_keep_the_process(toy_bundle: Path) -> None:
+    program = """
+import os, signal, threading, time, urllib.request
+from pathlib import Path
+from app import __main__ as command, decoding
+from app.settings import Settings
+decoding.CLOSE_SECONDS = 0.05
+def hang(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait()
+decoding.load_pixels = hang
+def ask(model):
+    def post():
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(urllib.request.Request("http://127.0.0.1:%d/embed" % port(), b"x", headers))
+            except Exception:
+                time.sleep(0.01)
+    threading.Thread(target=post, daemon=True).start()
+headers = {"Content-Type": "image/png"}
+real = command.create_app
+command.create_app = lambda settings, on_ready, on_failure: real(settings, on_ready=ask, on_failure=on_failure)
+servers = []
+def port():
+    return servers[0].servers[0].sockets[0].getsockname()[1]
+class Kept(command.Server):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        servers.append(self)
+command.Server = Kept
+code = command._serve(Settings(bundle=Path(os.environ["TOY"]), port=0, drain_seconds=0))
+raise SystemExit(code + 7)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=os.environ | {"TOY": str(toy_bundle)}, timeout=60, check=False
+    )
+    assert done.returncode == 1

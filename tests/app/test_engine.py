@@ -206,3 +206,33 @@ def test_without_on_failure_a_bad_bundle_ends_the_lifespan_with_its_error(tmp_pa
 
 def test_cpu_quota_is_at_least_one() -> None:
     assert engine.cpu_quota() >= 1
+
+
+@pytest.mark.parametrize(
+    ("files", "own", "cpus"),
+    [
+        ({}, "", 64),
+        ({"cpu.max": "250000 100000"}, "0::/", 2),
+        ({"cpu.max": "max 100000"}, "0::/", 64),
+        ({"cpu.max": "50000 100000"}, "0::/", 1),
+        ({"a/cpu.max": "400000 100000", "a/b/cpu.max": "max 100000"}, "0::/a/b", 4),
+        ({"cpu.max": "300000 100000"}, "0::/the/hosts/name", 3),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/docker/x", 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/", 64),
+        (
+            {"cpu,cpuacct/a/cpu.cfs_quota_us": "500000", "cpu,cpuacct/a/cpu.cfs_period_us": "100000"},
+            "2:cpuacct,cpu:/a",
+            5,
+        ),
+        ({"cpu.max": "nonsense"}, "nonsense", 64),
+    ],
+)
+def test_cpu_quota_reads_both_versions_of_cgroups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], own: str, cpus: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    (tmp_path / "own").write_text(own + "\n")
+    assert engine.cpu_quota(tmp_path, tmp_path / "own") == cpus

@@ -234,3 +234,25 @@ def test_a_jpeg_of_a_thousand_scans_is_refused_before_they_are_decoded(client: T
     assert client.post("/embed", content=jpeg, headers=PNG).status_code == 200
     reply = client.post("/embed", content=jpeg[:-2] + scan * 1000 + jpeg[-2:], headers=PNG)
     assert (reply.status_code, reply.json()["code"]) == (422, "undecodable_image")
+
+
+@pytest.mark.parametrize("value", [1, 0, "true", "yes", "on", None])
+def test_in_json_only_true_and_false_are_booleans(client: TestClient, value: Any) -> None:
+    reply = client.post("/embed", json=as_json(encoded(photo(0)), normalize=value))
+    assert summary(reply) == (400, "invalid_request", None)
+    assert "normalize" in reply.json()["detail"]
+
+
+@pytest.mark.parametrize("value", ["true", "1", "false"])
+def test_in_a_form_or_query_booleans_are_text(client: TestClient, value: str) -> None:
+    form = client.post("/embed", files=[("images", ("a", encoded(photo(0))))], data={"normalize": value})
+    query = client.post(f"/embed?normalize={value}", content=encoded(photo(0)), headers=PNG)
+    for reply in (form, query):
+        assert (reply.status_code, reply.json()["normalized"]) == (200, value != "false")
+
+
+@pytest.mark.parametrize("value", ["0.5", True])
+def test_in_json_only_numbers_are_numbers(client: TestClient, value: Any) -> None:
+    vectors = {"vectors": [[1.0] * SIZE, [2.0] * SIZE, [0.0, 1, 2, 3, 4]]}
+    assert summary(client.post("/odd-one-out", json=vectors | {"min_margin": value}))[:2] == (400, "invalid_request")
+    assert client.post("/odd-one-out", json=vectors | {"min_margin": 1}).status_code == 200

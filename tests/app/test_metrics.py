@@ -4,11 +4,15 @@ import re
 import secrets
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.metrics import STAGES
+from app.metrics import FORMATS, STAGES, Metrics, Norms, Spread, format_of
 from tests.toy import SIZE, encoded, photo
 
 Serve = Callable[..., TestClient]
@@ -87,6 +91,55 @@ def test_images_are_counted_as_decoded_or_refused(client: TestClient) -> None:
     found = samples(client)
     for outcome in ("decoded", "refused"):
         assert found["alignet_images_total", frozenset({("outcome", outcome)})] == 1
+
+
+def test_images_that_do_not_decode_are_counted_by_the_format_they_claim(client: TestClient) -> None:
+    for broken in (encoded(photo(0))[:60], encoded(photo(0), "WEBP")[:40], encoded(photo(0), "WEBP")[:40], b"none"):
+        client.post("/embed", content=broken, headers=PNG)
+    found = samples(client)
+    counts = {name: found["alignet_decode_failures_total", frozenset({("format", name)})] for name in FORMATS}
+    assert counts == dict.fromkeys(FORMATS, 0.0) | {"png": 1, "webp": 2, "other": 1}
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_every_format_is_known_by_its_first_bytes(name: str) -> None:
+    assert format_of(encoded(photo(0), name)) == name.lower()
+
+
+@given(st.lists(st.floats(-2, 4)), st.lists(st.floats(-2, 4)))
+def test_many_values_at_once_count_as_prometheus_counts_one(first: list[float], second: list[float]) -> None:
+    ours, theirs, bounds = CollectorRegistry(), CollectorRegistry(), (0.0, 0.5, 1.0, 2.0)
+    spread = Spread("x", "x", bounds, registry=ours)
+    histogram = Histogram("x", "x", registry=theirs, buckets=bounds)
+    spread.observe(first), spread.observe(second)
+    for value in first + second:
+        histogram.observe(value)
+    lines = [[line for line in generate_latest(r).decode().splitlines() if "_sum" not in line] for r in (ours, theirs)]
+    assert lines[0] == [line for line in lines[1] if "_created" not in line]
+    assert ours.get_sample_value("x_sum") == pytest.approx(theirs.get_sample_value("x_sum"))
+
+
+def test_the_length_of_a_vector_is_counted_against_the_golden_ones() -> None:
+    metrics = Metrics()
+    norms = Norms(
+        metrics.norm, "m", {"aligned": np.full((2, 4), 3.0, np.float32), "base": np.zeros((2, 4), np.float32)}
+    )
+    norms.observe({"aligned": np.full((5, 4), 4.5, np.float32), "base": np.ones((5, 4), np.float32)})
+    value = metrics.registry.get_sample_value
+    labels = {"model": "m", "space": "aligned"}
+    assert value("alignet_vector_norm_ratio_sum", labels) == pytest.approx(5 * 1.5)
+    assert value("alignet_vector_norm_ratio_bucket", labels | {"le": "1.35"}) == 0
+    assert value("alignet_vector_norm_ratio_bucket", labels | {"le": "1.75"}) == 5
+    assert value("alignet_vector_norm_ratio_count", {"model": "m", "space": "base"}) is None
+
+
+def test_vectors_and_choices_of_requests_are_counted(client: TestClient) -> None:
+    files = [("images", encoded(photo(seed))) for seed in range(3)]
+    client.post("/odd-one-out", files=files)
+    found = samples(client)
+    labels = frozenset({"model": "toy", "space": "aligned"}.items())
+    assert found["alignet_vector_norm_ratio_count", labels] == 3
+    assert found["alignet_triplet_entropy_nats_count", frozenset()] == 1
 
 
 def test_nothing_is_in_flight_or_admitted_between_requests(client: TestClient) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
+from app.schemas import Judgment
 from contract import triplets
 from tests.toy import SIZE, encoded, photo
 
@@ -79,6 +80,13 @@ def test_the_reply_states_model_space_kernel_and_temperature(client: TestClient)
         "tie_rule": "strict",
     }
     assert reply.headers["X-Space-Fingerprint"] == card["fingerprint"]
+
+
+def test_every_judgment_is_as_the_schema_says(client: TestClient) -> None:
+    vectors = np.random.default_rng(0).normal(size=(4, SIZE)).tolist()
+    body = {"vectors": vectors, "triplets": [[0, 1, 2], [3, 1, 0]], "min_margin": 0.5}
+    for result in client.post("/odd-one-out", json=body).json()["results"]:
+        assert Judgment.model_validate(result).model_dump(mode="json") == result
 
 
 def test_images_and_their_vectors_are_judged_alike(client: TestClient) -> None:

@@ -1,0 +1,162 @@
+"""What may come in: bytes of request bodies, and images by their count and by the wait that is predicted.
+
+Everything here runs on the event loop, so nothing is locked. The pace (seconds an image takes while the
+service has always a next one) is measured end to end, so it holds for any engine and any mixture of
+decoding and inference: busy time divided by images finished. Time counts as busy only while there is
+enough work to fill every stage, or while the limit itself keeps work out; a quiet service learns nothing
+from the latency of a lonely image, which is longer than an image's share of a full pipeline.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+
+from app.errors import ServiceError
+from app.metrics import Metrics
+
+WINDOW = 256
+"""Finished images after which older ones count half."""
+PRIOR = 4
+"""How many images the pace measured at the start counts for."""
+
+
+class ByteBudget:
+    """Bytes of bodies in memory. They count as they arrive: a client that sends nothing holds nothing."""
+
+    def __init__(self, most: int, metrics: Metrics) -> None:
+        self.most = most
+        self.held = 0
+        self._metrics = metrics
+
+    def require(self, n: int) -> None:
+        """Raises ServiceError 429 unless n more bytes fit; holds nothing."""
+        if self.held and self.held + n > self.most:
+            self._metrics.rejected.labels("bytes").inc()
+            raise ServiceError(
+                "overloaded",
+                f"{self.held} bytes of requests are in memory; at most {self.most}. Try again.",
+                limit=self.most,
+                retry_after=1.0,
+            )
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[Callable[[int], None]]:
+        """Gives a function that takes n more bytes, or raises ServiceError 429; all are given back at the end."""
+        mine = 0
+
+        def take(n: int) -> None:
+            nonlocal mine
+            if self.held > mine:  # alone, a request may fill the memory: its own limit is smaller
+                self.require(n)
+            mine += n
+            self.held += n
+            self._metrics.held_bytes.set(self.held)
+
+        try:
+            yield take
+        finally:
+            self.held -= mine
+            self._metrics.held_bytes.set(self.held)
+
+
+class Admission:
+    """Images being decoded, queued and inferred.
+
+    Args:
+        most: images at once.
+        max_wait: seconds that a new image may be predicted to wait for those before it.
+        full: images that keep every decode thread and the engine busy.
+        pace: seconds an image takes, as the warm-up suggests.
+        clock: seconds, the event loop's.
+    """
+
+    def __init__(
+        self,
+        *,
+        most: int,
+        max_wait: float,
+        full: int,
+        pace: float,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.images = 0
+        self._most = most
+        self.max_wait = max_wait
+        self._full = full
+        self._prior = pace
+        self._metrics = metrics
+        self._clock = clock
+        self._since = clock()
+        self._enough = full
+        self._busy = 0.0
+        self._done = 0.0
+
+    @property
+    def pace(self) -> float:
+        """Seconds between two finished images while there is always a next one."""
+        return (PRIOR * self._prior + self._busy) / (PRIOR + self._done)
+
+    @property
+    def wait(self) -> float:
+        """Seconds until what is admitted now is predicted to be done."""
+        return self.images * self.pace
+
+    @property
+    def _saturated(self) -> bool:
+        return self.images >= self._enough
+
+    def require(self, n: int, until: float = math.inf) -> None:
+        """Raises ServiceError 429 unless n images may come in and be done by `until`, a time of the clock.
+
+        A request that comes alone is always let in: its prediction may be wrong, and nobody else would
+        ever correct it.
+        """
+        self._settle()
+        if not self.images:
+            return
+        wait = self.wait
+        if self.images + n > self._most:
+            self._refuse("count", f"{self.images} images are being served; at most {self._most}.", self._most)
+        if wait > self.max_wait:
+            detail = f"the images before yours take {wait:.2f} s more; at most {self.max_wait:g} s are let in."
+            self._refuse("wait", detail, self.max_wait)
+        if wait + n * self.pace > until - self._clock():
+            detail = f"your answer would take about {wait + n * self.pace:.2f} s, longer than its deadline."
+            self._refuse("deadline", detail, None)
+
+    @contextlib.contextmanager
+    def admit(self, n: int, until: float = math.inf) -> Iterator[None]:
+        """Count n images in for the length of the block, or raise as `require` does."""
+        self.require(n, until)
+        self._change(n)
+        try:
+            yield
+        except BaseException:
+            self._change(-n)
+            raise
+        else:
+            if self._saturated:
+                self._done += n
+            self._change(-n)
+            if self._done > WINDOW:
+                self._busy, self._done = self._busy / 2, self._done / 2
+
+    def _change(self, n: int) -> None:
+        self._settle()
+        self.images += n
+        if not self.images:
+            self._enough = self._full
+        self._metrics.admitted.set(self.images)
+
+    def _settle(self) -> None:
+        now = self._clock()
+        if self._saturated:
+            self._busy += now - self._since
+        self._since = now
+
+    def _refuse(self, reason: str, detail: str, limit: float | None) -> None:
+        self._metrics.rejected.labels(reason).inc()
+        self._enough = min(self._enough, self.images)  # it is the limit that keeps work out
+        raise ServiceError("overloaded", f"{detail} Try again.", limit=limit, retry_after=self.wait)

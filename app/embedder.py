@@ -1,0 +1,122 @@
+"""Encoded images to vectors: admission, decoding, engine; shared by all requests of one model."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from app.admission import Admission
+from app.cache import Row, VectorCache
+from app.decoding import Decoded, DecodePool
+from app.engine import Engine, Vectors
+from app.errors import ServiceError
+from app.metrics import Metrics, Norms, format_of
+from app.timings import Timings
+from contract.pixels import ImageError
+
+
+class Embedder:
+    """Encoded images in, vectors out."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        decoders: DecodePool,
+        admission: Admission,
+        metrics: Metrics,
+        norms: Norms,
+        cache: VectorCache | None = None,
+    ) -> None:
+        self.engine = engine
+        self.decoders = decoders
+        self.admission = admission
+        self._metrics = metrics
+        self._norms = norms
+        self._cache = cache
+
+    @property
+    def alive(self) -> bool:
+        """False once the process must be restarted to embed again."""
+        return self.engine.alive and self.decoders.alive
+
+    async def close(self) -> None:
+        """Finish queued work and end every thread."""
+        await self.decoders.close()
+        await self.engine.close()
+
+    async def embed(self, images: Sequence[bytes], timings: Timings) -> Vectors:
+        """Vectors of encoded images, in their order; identical files are decoded and embedded once.
+
+        Args:
+            images: n encoded files.
+            timings: receives decode, queue and inference; `until` is when nobody waits any more.
+
+        Returns:
+            {space: [n, size]} float32.
+
+        Raises:
+            ServiceError: too much admitted, an image (named by index) that cannot be used, or what the
+                engine raises.
+            TimeoutError: `timings.until` is over.
+        """
+        rows = await self._rows(images, timings, partial=False)
+        return {space: np.stack([row[space] for row in rows if not isinstance(row, ServiceError)]) for space in rows[0]}
+
+    async def embed_each(self, images: Sequence[bytes | ServiceError], timings: Timings) -> list[Row | ServiceError]:
+        """As `embed`, but an image that cannot be used leaves its error in the place of its vectors.
+
+        Args:
+            images: n encoded files, or what was wrong before there was a file.
+            timings: as for `embed`.
+        """
+        return await self._rows(images, timings, partial=True)
+
+    async def _rows(self, images: Sequence[bytes | ServiceError], timings: Timings, *, partial: bool) -> list[Any]:
+        first: dict[bytes, int] = {}
+        for i, image in enumerate(images):
+            if isinstance(image, bytes):
+                first.setdefault(image, i)
+        with self.admission.admit(len(first), timings.until):
+            start = time.perf_counter()
+            outcomes = await self.decoders.decode(list(first), timings.until)
+            timings.add("decode", time.perf_counter() - start)
+            known: dict[bytes, Row | ServiceError] = {}
+            tensors: dict[bytes, Decoded] = {}
+            for (image, index), outcome in zip(first.items(), outcomes, strict=True):
+                self._count(image, outcome)
+                if not isinstance(outcome, ImageError):
+                    tensors[image] = outcome
+                elif partial:
+                    known[image] = ServiceError.of_image(outcome, index)
+                else:
+                    raise ServiceError.of_image(outcome, index) from outcome
+            known |= await self._infer(tensors, timings)
+        if not partial:
+            return [known[image] for image in images if isinstance(image, bytes)]
+        rows = [known[image] if isinstance(image, bytes) else image for image in images]
+        # A file given twice is one file, but each place names its own index.
+        return [row.at(i) if isinstance(row, ServiceError) else row for i, row in enumerate(rows)]
+
+    async def _infer(self, tensors: Mapping[bytes, Decoded], timings: Timings) -> dict[bytes, Row]:
+        """The vectors of each image, from the cache where it has them."""
+        rows: dict[bytes, Row] = {}
+        if self._cache is not None:
+            for image, tensor in tensors.items():
+                if (row := self._cache.get(tensor.key)) is not None:
+                    rows[image] = row
+        new = [image for image in tensors if image not in rows]
+        if new:
+            vectors = await self.engine.embed([tensors[image].pixels for image in new], timings)
+            self._norms.observe(vectors)
+            for k, image in enumerate(new):
+                rows[image] = {space: matrix[k] for space, matrix in vectors.items()}
+                if self._cache is not None:
+                    self._cache.put(tensors[image].key, rows[image])
+        return rows
+
+    def _count(self, image: bytes, outcome: Decoded | ImageError) -> None:
+        refused = isinstance(outcome, ImageError)
+        self._metrics.images.labels("refused" if refused else "decoded").inc()
+        if refused:
+            self._metrics.undecodable.labels(format_of(image)).inc()

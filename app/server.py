@@ -1,0 +1,115 @@
+"""uvicorn as this service needs it: it leaves in steps, and a connection that says nothing is closed."""
+
+import asyncio
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.service import Service
+
+HEADER_SECONDS = 5.0
+"""Time a client may take to send the head of a request, from its first byte, or from connecting."""
+LINGER_SECONDS = 15.0
+"""Time for the rest of a body that was refused: a client that is cut off sooner never reads why."""
+MAX_HEAD_BYTES = 64 * 1024
+"""Of the path and all headers together."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn alone closes its port at SIGTERM, and a load balancer sees refused connections.
+
+    Here the service first says that it is not ready, and serves on for `delay` seconds; only then
+    does uvicorn close the port, finish what is in flight and end. A second signal, or SIGINT, does not wait.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, delay: float) -> None:
+        super().__init__(config)
+        self._service = service
+        self._delay = delay
+        self._leaves_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See `uvicorn.Server`."""
+        if sig != signal.SIGTERM or self._leaves_at is not None or not self._service.ready:
+            super().handle_exit(sig, frame)
+            return
+        self._service.leaving = True
+        self._leaves_at = time.monotonic() + self._delay
+
+    async def on_tick(self, counter: int) -> bool:
+        """See `uvicorn.Server`; called every 0.1 s."""
+        if self._leaves_at is not None and time.monotonic() >= self._leaves_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+class Protocol(HttpToolsProtocol):
+    """HTTP/1.1 with a bound on the head of a request, in bytes and in time; uvicorn has neither.
+
+    Between requests, uvicorn's own keep-alive timeout holds; in a body, the service's.
+    """
+
+    _late: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+    _in_head = True
+    _in_body = False
+
+    def connection_made(self, transport: Any) -> None:
+        """Start the clock: the first request must come."""
+        super().connection_made(transport)
+        self._start_clock(HEADER_SECONDS)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what comes before the end of a head."""
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        # What came with the end of the head is its body, which is counted elsewhere.
+        if self.transport.is_closing():
+            return
+        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
+            self.send_400_response("Request head too large.")
+        elif self._late is None and (self.cycle is None or self.cycle.response_complete):
+            # Empty lines between requests, or the rest of a body that was refused.
+            self._start_clock(LINGER_SECONDS if self._in_body else HEADER_SECONDS)
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        super().on_message_begin()
+        self._in_head = True
+        if self._late is None:
+            self._start_clock(HEADER_SECONDS)
+
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        self._in_head, self._in_body, self._head_bytes = False, True, 0
+        self._stop_clock()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The body is there too."""
+        self._in_body = False
+        self._stop_clock()
+        super().on_message_complete()
+
+    def _start_clock(self, seconds: float) -> None:
+        self._late = self.loop.call_later(seconds, self._close)
+
+    def _stop_clock(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _close(self) -> None:
+        self._late = None
+        if not self.transport.is_closing():
+            self.transport.close()
