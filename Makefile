@@ -18,7 +18,7 @@ test: test-serving test-training
 
 # No torch in this environment: one of the three locks on the import rules.
 test-serving: .venv/.dev .venv-triton/.server
-	EXPECT_NO_TORCH=1 .venv/bin/python -m pytest tests/contract tests/app tests/architecture
+	EXPECT_NO_TORCH=1 .venv/bin/python -m pytest tests/contract tests/app tests/architecture tests/deploy
 
 test-training: .venv-train/.train
 	.venv-train/bin/python -m pytest tests/training tests/export
@@ -44,12 +44,12 @@ starter: .venv-train/.train
 	touch $@
 
 .venv/.dev: .venv/.serve
-	.venv/bin/python $(PIP) --editable '.[cpu,triton,dev]'
+	.venv/bin/python $(PIP) --editable '.[cpu,triton,otel,bulk,dev]'
 	touch $@
 
 .venv-train/.train: pyproject.toml constraints.txt
 	test -x .venv-train/bin/python || $(PYTHON) -m venv .venv-train
-	.venv-train/bin/python $(PIP) --editable '.[cpu,triton,dev,hub,train]'
+	.venv-train/bin/python $(PIP) --editable '.[cpu,triton,otel,bulk,dev,evaluation,hub,train]'
 	touch $@
 
 # The real Triton server for the tests, 98 MB; apart from .venv because it wants numpy 1. Its wheel is for

@@ -20,7 +20,7 @@ STUDENT = replace(
     views=0,
     clusters=20,
     feed=FeedConfig(batch=96, per_group=8, sampling="random"),
-    distill=replace(RECIPE.distill, steps=60, warmup=6, decay=200.0),
+    distill=replace(RECIPE.distill, steps=40, warmup=4),
     split_seeds=(0,),
 )
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tests.training.tiny import TINY, TINY_MODEL, tiny_vit, write_tiny_data
 from training import readout
 from training import student as stage
+from training.__main__ import main
 from training.encoders import features_of
 from training.feeds import FeedConfig
 from training.loading import PixelLoader
@@ -141,6 +142,15 @@ def test_the_final_student_sees_every_photo_and_learns_from_the_final_transform(
     expected = stage.Transform.load(teacher[0] / "transform.npz").apply(features)
     np.testing.assert_array_equal(taught["final"][0], expected)
     assert taught["final"][1] == set(range(len(features)))
+
+
+def test_the_command_passes_every_option_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    figures = {"models": {}, "differences": {}}
+    monkeypatch.setattr(stage, "run_students", lambda *paths, **options: seen.update(options) or figures)
+    folders = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--teacher", str(tmp_path / "teacher")]
+    main(["run", "student_vit_small", *folders, "--final", "--compile"])
+    assert seen == {"device": "cpu", "compile_encoders": True, "final": True}
 
 
 def test_a_teacher_run_without_the_split_or_of_another_recipe_is_refused(

@@ -53,7 +53,15 @@ def _run_student(recipe: Any, args: argparse.Namespace) -> None:
         if teacher is None:
             teacher = args.out / "teacher"
             run(recipe.teacher, args.data, teacher)
-        figures = run_students(recipe, teacher, args.data, args.out, device=device, compile_encoders=args.compile)
+        figures = run_students(
+            recipe,
+            teacher,
+            args.data,
+            args.out,
+            device=device,
+            compile_encoders=args.compile,
+            final=args.final,
+        )
         first = place().rank == 0
     if first:
         for group in ("models", "differences"):
