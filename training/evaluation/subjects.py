@@ -26,6 +26,7 @@ from training.align import Transform
 from training.embed import EmbedConfig, extract
 from training.encoders import Encoder
 from training.images import Images, digest_of
+from training.student_model import READOUT, read_student
 
 Vectors = NDArray[np.float32]
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
@@ -161,7 +162,6 @@ def _student(name: str, folder: Path, part: str, recipe: dict[str, Any]) -> Subj
 
     def build_student() -> Encoder:
         from training.models import build
-        from training.student_model import read_student
 
         encoder = build(recipe["model"], side=recipe["side"], pretrained=recipe.get("pretrained", True))
         return read_student(encoder, weights)
@@ -209,14 +209,24 @@ def _named(name: str, model: str, checkpoint: Path | None, side: int | None) -> 
     if checkpoint is not None and not checkpoint.is_file():
         raise ValueError(f"no checkpoint at {checkpoint}.")
     identity = {"model": model, "side": side, "checkpoint": None if checkpoint is None else sha256_of(checkpoint)}
+    if checkpoint is not None and (readout := _readout(checkpoint)) is not None:
+        identity["readout"] = sha256_of(readout)
     language = rest if library == "open_clip" and checkpoint is None else ""
     return Subject(name, identity, encoder=_builder(model, checkpoint, side), language=language)
+
+
+def _readout(checkpoint: Path) -> Path | None:
+    """The readout beside a student's weights, if it has one."""
+    beside = checkpoint.with_name(READOUT)
+    return beside if beside.is_file() else None
 
 
 def _builder(model: str, checkpoint: Path | None, side: int | None) -> Callable[[], Encoder]:
     def build_model() -> Encoder:
         from training.models import build
 
+        if checkpoint is not None and _readout(checkpoint) is not None:
+            return read_student(build(model, side=side), checkpoint)
         return build(model, checkpoint=checkpoint, side=side)
 
     return build_model

@@ -1,16 +1,19 @@
 """MODEL words: each kind is read, features are computed once, and what cannot be evaluated is named."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from contract.bundle import read_bundle
-from tests.training.tiny import TINY, TINY_MODEL, write_photos, write_tiny_data
+from tests.training.tiny import TINY, TINY_MODEL, tiny_vit, write_photos, write_tiny_data
 from training import embed
 from training.evaluation.subjects import Features, NoFeatures, Split, read_subject
 from training.models import MODELS
+from training.readout import Readout, block_features, with_readout, write_readout
 from training.run import run
 
 
@@ -21,6 +24,19 @@ def test_a_named_model_is_embedded_once_and_then_read(tmp_path: Path, monkeypatc
     assert (subject.name, first.shape) == ("mine", (5, 64))
     monkeypatch.setattr(embed, "_compute", None)  # computing again would fail
     assert np.array_equal(Features(tmp_path / "f").of(subject, photos), first)
+
+
+def test_a_checkpoint_with_a_readout_beside_it_is_the_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "tiny-vit", replace(TINY_MODEL, source=lambda side: tiny_vit()))
+    student, weights = with_readout(block_features(tiny_vit(), 2), 5), tmp_path / "weights.safetensors"
+    photos = write_photos(tmp_path / "photos", 5)
+    save_file(tiny_vit().module.backbone.state_dict(), weights)
+    assert isinstance(student.module, Readout)
+    write_readout(student.module, tmp_path / "readout.safetensors")
+    subject = read_subject(f"student=tiny-vit@{weights}")
+    assert Features(tmp_path / "f").of(subject, photos).shape == (5, 5)
+    (tmp_path / "readout.safetensors").unlink()
+    assert read_subject(f"student=tiny-vit@{weights}").identity != subject.identity
 
 
 def test_a_bundle_gives_what_its_golden_vectors_say(tmp_path: Path, toy_bundle: Path) -> None:
