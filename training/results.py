@@ -6,7 +6,7 @@ between two runs are paired: the same splits, photos, concepts and triplets.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,10 @@ def read_run(folder: Path, data_folder: Path) -> StudentRun:
         raise ValueError(f"{folder} holds no complete run of a student; finish it with `python -m training run`.")
     stored = json.loads((folder / "recipe.json").read_text())
     require_inputs(data_folder, stored["inputs"])
+    # A field that a recipe has gained since the run was made has its default there.
+    defaults = {field.name: field.default for field in fields(StudentRecipe) if field.default is not MISSING}
     for recipe in recipes_of(StudentRecipe).values():
-        if json.loads(json.dumps(asdict(recipe))) == stored.get("student"):
+        if json.loads(json.dumps(asdict(recipe))) == json.loads(json.dumps(defaults)) | stored.get("student", {}):
             return StudentRun(folder, recipe, json.loads((folder / "figures.json").read_text()))
     name = stored.get("student", {}).get("name")
     raise ValueError(f"{folder} was made by a recipe {name!r} that training/recipes/ does not hold in this state.")

@@ -15,6 +15,7 @@ those concepts is embedded, clustered or judged in training: what the figures sa
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +61,7 @@ class StudentRecipe:
             UnAligNet), or `people`'s, VICE on photos of training concepts (direct fine-tuning).
         regress_on: vectors of the regression: the `aligned` teacher's or the `untransformed` teacher's.
         clusters: k of k-means on the teacher's vectors.
+        groups: of a batch and of border triplets: those `clusters`, or the `labels` that the photos came with.
         feed: what a step embeds and judges.
         images: share of the photos that training may see.
         views: cropped and mirrored copies of each photo that teacher and student see besides itself.
@@ -78,6 +80,7 @@ class StudentRecipe:
     target: Literal["aligned", "untransformed", "people"] = "aligned"
     regress_on: Literal["aligned", "untransformed"] = "aligned"
     clusters: int
+    groups: Literal["clusters", "labels"] = "clusters"
     feed: FeedConfig
     images: float = 1.0
     views: int = 0
@@ -199,7 +202,10 @@ def _student(
         student = block_features(student, recipe.readout.blocks)
         student = with_readout(student, lesson.judged.shape[1], dropout=recipe.readout.dropout)
         start_readout(student, blocks[rows], lesson.judged[rows], recipe.readout.penalty, folder / "start" / READOUT)
-    label = _clusters(recipe, lesson.clustered[: len(data.photos)], rows, folder / "clusters")
+    if recipe.groups == "labels":
+        label = _labels(data.photos.label, rows)
+    else:
+        label = _clusters(recipe, lesson.clustered[: len(data.photos)], rows, folder / "clusters")
     seed = recipe.feed.feed_seed + held.seed
     feed = feed_of(replace(recipe.feed, feed_seed=seed), rows, label)
     if recipe.views:
@@ -239,6 +245,13 @@ def _training_rows(recipe: StudentRecipe, data: Data, held: Held) -> NDArray[np.
     rows = np.flatnonzero(allowed)
     chosen = np.random.default_rng([recipe.seed, held.seed]).permutation(rows)[: round(recipe.images * len(rows))]
     return np.sort(chosen)
+
+
+def _labels(names: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Class of each photo, [n]; -1 for the photos that training must not see."""
+    label = np.full(len(names), -1, np.int64)
+    label[rows] = np.unique(np.array(names)[rows], return_inverse=True)[1]
+    return label
 
 
 def _clusters(recipe: StudentRecipe, teacher: Vectors, rows: NDArray[np.int64], folder: Path) -> NDArray[np.int64]:

@@ -1,4 +1,7 @@
-"""One optimiser step of a distillation, in one process or many, and its checkpoints.
+"""One optimiser step of a training, in one process or many, and its checkpoints.
+
+What is learned is an objective: a function of a step and its embeddings. Distillation has its own here, perceptual
+alignment in `training.perceptual.objective`.
 
 Under torchrun every process embeds its share of a step's images; embeddings are gathered, every process computes
 the loss of the whole batch, and gradients flow through its own share alone. DDP and FSDP average gradients over
@@ -21,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -42,22 +46,16 @@ FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig:
-    """Constants of one distillation. Defaults are those of the released code, the loss is the paper's.
+class TrainConfig:
+    """Constants of an optimiser and its steps, whatever is learned. Defaults are those of AligNet's released code.
 
     Attributes:
-        loss: `kl` (paper), `jsd` (released code), or `hard`, cross-entropy of the teacher's most similar pair.
-        temperature: of the student; divides its dot products.
-        teacher_temperature: divides the teacher's; 1 in the paper.
         steps: optimiser steps.
-        learning_rate: peak of Adam, after `warmup` steps, then cosine to zero.
+        learning_rate: peak of Adam, after `warmup` steps, then as `schedule` says.
         decay: decoupled weight decay, theta <- theta - rate * decay * (theta - theta_0).
         decay_to: what theta_0 is: the weights at the start, or zero (a student from scratch).
-        regression: weight of the cosine regression of the teacher's vectors; 0 for none, as in the paper.
-        regress: what is to point where the teacher's vector points: a `linear` map of the embedding, which is no part
-            of it, or the `embedding` itself, which is then as long as the teacher's vector.
-        head_rate: peak learning rate of the linear heads (that map, and the embedding's own readout where it has
-            one), which are not pulled back; it is scheduled as the rate of the rest.
+        head_rate: peak learning rate of the heads (a regression's linear map, and the embedding's own readout where
+            it has one), which are not pulled back; it is scheduled as the rate of the rest.
         adaptation: which weights are trained, and the heads.
         augment: `flip` mirrors half of the images, `crop` also cuts out 60 to 100 % of the area; none in the paper.
         precision: `bf16` autocasts the encoder; heads and loss are always float32.
@@ -67,16 +65,11 @@ class DistillConfig:
         seed: of heads, adapters, dropout and augmentation; the feed has its own.
     """
 
-    loss: Loss = "kl"
-    temperature: float = 100.0
-    teacher_temperature: float = 1.0
     steps: int = 100_000
     learning_rate: float = 3e-5
     warmup: int = 5_000
     decay: float = 1.0
     decay_to: Literal["start", "zero"] = "start"
-    regression: float = 0.0
-    regress: Literal["linear", "embedding"] = "linear"
     head_rate: float = 1e-3
     adaptation: Adaptation = field(default_factory=Adaptation)
     augment: Literal["none", "flip", "crop"] = "none"
@@ -87,11 +80,48 @@ class DistillConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "teacher_temperature", "learning_rate", "steps", "checkpoint_every"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0.")
+        self._require_positive("learning_rate", "steps", "checkpoint_every")
         if self.microbatch is not None and self.microbatch < 1:
             raise ValueError(f"microbatch is {self.microbatch}; expected 1 or more, or none.")
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0.")
+
+    @property
+    def schedule(self) -> Literal["cosine", "constant"]:
+        """Of the learning rate after the warm-up."""
+        return "cosine"
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Of Adam."""
+        return 0.9, 0.999
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(TrainConfig):
+    """Constants of one distillation. Defaults are those of the released code, the loss is the paper's.
+
+    Attributes:
+        loss: `kl` (paper), `jsd` (released code), or `hard`, cross-entropy of the teacher's most similar pair.
+        temperature: of the student; divides its dot products.
+        teacher_temperature: divides the teacher's; 1 in the paper.
+        regression: weight of the cosine regression of the teacher's vectors; 0 for none, as in the paper.
+        regress: what is to point where the teacher's vector points: a `linear` map of the embedding, which is no part
+            of it, or the `embedding` itself, which is then as long as the teacher's vector.
+    """
+
+    loss: Loss = "kl"
+    temperature: float = 100.0
+    teacher_temperature: float = 1.0
+    regression: float = 0.0
+    regress: Literal["linear", "embedding"] = "linear"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_positive("temperature", "teacher_temperature")
         if self.regress == "embedding" and self.adaptation.triplet_head is not None:
             raise ValueError("the embedding is regressed, but a triplet head is judged; choose one of them.")
 
@@ -115,10 +145,12 @@ def divergence(similarities: Tensor, target: Tensor, *, loss: Loss, temperature:
     return to_middle.sum(-1).mean() / 2
 
 
-def learning_rate(config: DistillConfig, step: int) -> float:
-    """Linear warm-up, then cosine to zero at the last step."""
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then cosine to zero at the last step, or constant."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.learning_rate
     along = (step - config.warmup) / max(1, config.steps - config.warmup)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * along))
 
@@ -130,33 +162,82 @@ def decay_towards(parameters: list[Tensor], start: list[Tensor], amount: float) 
             now.lerp_(then, amount)
 
 
+Objective = Callable[[Step, list[Tensor]], tuple[Tensor, dict[str, float]]]
+"""A step and its embeddings, [judged vectors [m, k]] or [judged, regressed [m, p]], to the loss and figures to log."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The objective of a distillation: the divergence from the teacher's judgments, and the regression.
+
+    Attributes:
+        config: constants.
+        teacher: [n, k] vectors of all images, compared by dot product; None if every step brings similarities.
+        targets: [n, p] vectors that the regression predicts; None for no regression.
+    """
+
+    config: DistillConfig
+    teacher: Tensor | None
+    targets: Tensor | None
+
+    def head(self, encoder: Encoder) -> int | None:
+        """Width of the linear map that the regression needs; None where it needs none.
+
+        Raises:
+            ValueError: the embedding itself is regressed and is not as long as the vectors.
+        """
+        width = None if self.targets is None else int(self.targets.shape[1])
+        if self.config.regress == "linear":
+            return width
+        if width not in (None, encoder.size):
+            raise ValueError(
+                f"the embedding has {encoder.size} values, the vectors to regress {width}; they must agree."
+            )
+        return None
+
+    def __call__(self, step: Step, embedded: list[Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """See `Objective`."""
+        z, config, rows = embedded[0], self.config, torch.from_numpy(step.rows)
+        index = torch.from_numpy(step.index).to(z.device)
+        ours = triplets.similarities_at(z @ z.T, index)
+        if step.similarities is not None:
+            theirs = torch.from_numpy(step.similarities).to(z.device)
+        else:
+            assert self.teacher is not None
+            vectors = self.teacher[rows].to(z.device)  # [m, k]
+            theirs = triplets.similarities_at(vectors @ vectors.T, index)  # [t, 3]
+        target = triplets.pair_log_probabilities(theirs, config.teacher_temperature)
+        loss = divergence(ours, target, loss=config.loss, temperature=config.temperature)
+        metrics = {"divergence": loss.item()}
+        if self.targets is not None:
+            targets = self.targets[rows].to(z.device)
+            distance = 1 - nn.functional.cosine_similarity(embedded[-1], targets).mean()
+            metrics["regression"] = distance.item()
+            loss = loss + config.regression * distance
+        return loss, metrics
+
+
 class Trainer:
     """Weights, optimiser and the one step.
 
     Args:
         encoder: the student with its starting weights; a copy is trained.
-        teacher: [n, k] vectors of all images, compared by dot product; None if every step brings similarities.
-        targets: [n, p] vectors that the regression predicts; None for no regression.
+        objective: what is learned.
         config: constants.
         device: where to compute.
+        regressed: width of a linear head beside the embedding, for the objective; None for no such head.
 
     Raises:
         ValueError: a microbatch for a model with batch normalisation, whose step would change with it.
     """
 
     def __init__(
-        self, encoder: Encoder, teacher: Tensor | None, targets: Tensor | None, config: DistillConfig, device: str
+        self, encoder: Encoder, objective: Objective, config: TrainConfig, device: str, *, regressed: int | None = None
     ) -> None:
-        self.config, self.teacher, self.targets = config, teacher, targets
+        self.config, self.objective = config, objective
         require_device(device)
         self.device = torch.device(device)
-        width = None if targets is None else targets.shape[1]
-        own = config.regress == "embedding"
-        if own and width not in (None, encoder.size):
-            raise ValueError(
-                f"the embedding has {encoder.size} values, the vectors to regress {width}; they must agree."
-            )
-        model = StudentModel(encoder, None if own else width, config.adaptation, seed=config.seed)
+        model = StudentModel(encoder, regressed, config.adaptation, seed=config.seed)
         if config.microbatch and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
             raise ValueError("microbatch changes what batch normalisation sees; train this model without it.")
         # theta_0: after the pretrained weights are loaded and before the first step; on the CPU, whole.
@@ -166,7 +247,7 @@ class Trainer:
         self.parameters: list[Tensor] = [p for name, p in trained if not _of_head(name)]
         heads = [p for name, p in trained if _of_head(name)]
         groups = [{"params": params} for params in (self.parameters, heads) if params]
-        self.optimiser = torch.optim.Adam(groups, lr=config.learning_rate, betas=(0.9, 0.999), fused=True)
+        self.optimiser = torch.optim.Adam(groups, lr=config.learning_rate, betas=config.betas, fused=True)
         self.anchor = self._anchor()
         self.rank, self.ranks = place().rank, place().world
 
@@ -194,7 +275,7 @@ class Trainer:
         mine = [torch.cat(columns) for columns in zip(*embedded, strict=True)]
         if len(parts) > 1:
             mine = [x.requires_grad_() for x in mine]
-        loss, metrics = self._loss(step, [self._gather(x, len(step.rows)) for x in mine])
+        loss, metrics = self.objective(step, [self._gather(x, len(step.rows)) for x in mine])
         if not math.isfinite(sum(metrics.values())):
             raise FloatingPointError(f"step {number}: the loss is {metrics}; lower the learning rate.")
         self.optimiser.zero_grad()
@@ -202,9 +283,9 @@ class Trainer:
         if len(parts) > 1:
             self._backward(number, parts, [x.grad for x in mine])
         rate = learning_rate(self.config, number)
-        peaks = (self.config.learning_rate, self.config.head_rate)
-        for group, peak in zip(self.optimiser.param_groups, peaks, strict=False):  # no heads, no second group
-            group["lr"] = rate * peak / self.config.learning_rate
+        for group in self.optimiser.param_groups:
+            head = group["params"][0] is not self.parameters[0] if self.parameters else True
+            group["lr"] = rate * (self.config.head_rate / self.config.learning_rate if head else 1.0)
         self.optimiser.step()
         decay_towards(self.parameters, self.anchor, rate * self.config.decay)
         return metrics | {"learning_rate": rate}
@@ -237,25 +318,27 @@ class Trainer:
             [mine if i == self.rank else x[:size] for i, (x, size) in enumerate(zip(rows, sizes, strict=True))]
         )
 
-    def _loss(self, step: Step, embedded: list[Tensor]) -> tuple[Tensor, dict[str, float]]:
-        config, index, rows = self.config, torch.from_numpy(step.index).to(self.device), torch.from_numpy(step.rows)
-        z = embedded[0]
-        ours = triplets.similarities_at(z @ z.T, index)
-        if step.similarities is not None:
-            theirs = torch.from_numpy(step.similarities).to(self.device)
-        else:
-            assert self.teacher is not None
-            vectors = self.teacher[rows].to(self.device)  # [m, k]
-            theirs = triplets.similarities_at(vectors @ vectors.T, index)  # [t, 3]
-        target = triplets.pair_log_probabilities(theirs, config.teacher_temperature)
-        loss = divergence(ours, target, loss=config.loss, temperature=config.temperature)
-        metrics = {"divergence": loss.item()}
-        if self.targets is not None:
-            targets = self.targets[rows].to(self.device)
-            distance = 1 - nn.functional.cosine_similarity(embedded[-1], targets).mean()
-            metrics["regression"] = distance.item()
-            loss = loss + config.regression * distance
-        return loss, metrics
+    def embed(self, rows: NDArray[np.int64], load: Callable[[NDArray[np.int64]], Tensor], batch: int) -> Tensor:
+        """Judged vectors [m, k] of images by the model as it is now, on the CPU; every process must call it.
+
+        Args:
+            rows: [m] of the images.
+            load: rows to pixels; each process reads its share.
+            batch: images of all processes at once.
+        """
+        self.model.eval()
+        out = []
+        for start in range(0, len(rows), batch):
+            part = rows[start : start + batch]
+            filled = np.resize(part, max(len(part), self.ranks))  # none of the processes stays without an image
+            own = np.array_split(filled, self.ranks)[self.rank]
+            with torch.no_grad(), torch.autocast(
+                self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
+            ):
+                mine = self.model(load(own).to(self.device, non_blocking=True))[0]
+            out.append(self._gather(mine, len(filled))[: len(part)].cpu())
+        self.model.train()
+        return torch.cat(out)
 
     def save(self, file: Path, step: int) -> None:
         """Write a checkpoint, whole or not at all; every process must call it."""
@@ -290,7 +373,7 @@ class Trainer:
 
 
 def _of_head(name: str) -> bool:
-    return "regression_head." in name or ".readout." in name
+    return any(part in name for part in ("regression_head.", ".readout.", ".mlp_head."))
 
 
 def _distribute(

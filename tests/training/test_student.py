@@ -128,6 +128,20 @@ def test_fewer_images_are_a_share_of_those_that_may_be_seen(teacher: tuple[Path,
     assert set(half) < set(every)
 
 
+def test_labels_group_a_batch_where_the_recipe_asks_for_them(
+    teacher: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[Any] = []
+    monkeypatch.setattr(stage, "distill", lambda s, load, v, feed, *_, **__: steps.extend(feed(i) for i in range(9)))
+    monkeypatch.setattr(stage, "cluster", None)  # would fail if it were called
+    recipe = replace(RECIPE, groups="labels", feed=replace(RECIPE.feed, sampling="border"), split_seeds=(0,))
+    run_students(recipe, *teacher, tmp_path / "out")
+    label = np.array(read_data(teacher[1]).photos.label)
+    for step in steps:
+        first, second, third = label[step.rows][step.index].T
+        assert (first == second).all() and (first != third).all()
+
+
 def test_the_final_student_sees_every_photo_and_learns_from_the_final_transform(
     teacher: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
