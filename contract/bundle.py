@@ -20,7 +20,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -169,7 +169,7 @@ class GoldenTolerance:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """manifest.json. Every field is required; docs/bundle.md says what each one means."""
+    """manifest.json. Every field but `calibration` is required; docs/bundle.md says what each one means."""
 
     format: str
     format_version: int
@@ -188,6 +188,7 @@ class Manifest:
     parity: dict[str, Any]
     golden: GoldenTolerance
     files: dict[str, FileEntry]
+    calibration: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
@@ -347,16 +348,17 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 
 
 def _fields(kind: Any, value: Any, where: str) -> dict[str, Any]:
-    """Exactly the fields of dataclass `kind`, plain ones of the right type. Raises ValueError."""
+    """The fields of dataclass `kind` and no others, plain ones of the right type. Raises ValueError."""
     given = _object(value, where)
     known = {f.name: f.type for f in fields(kind)}
+    optional = {f.name for f in fields(kind) if f.default_factory is not MISSING}
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"{where} has unknown fields {unknown}; known are {sorted(known)}.")
-    if missing := sorted(set(known) - set(given)):
+    if missing := sorted(set(known) - set(given) - optional):
         raise ValueError(f"{where} lacks {missing}.")
-    for name, annotation in known.items():
+    for name, item in given.items():
+        annotation = known[name]
         allowed = _PLAIN.get(annotation)
-        item = given.get(name)
         # bool is an int to Python, never to us.
         if allowed and (not isinstance(item, allowed) or (isinstance(item, bool) and bool not in allowed)):
             raise ValueError(f"{where}.{name} is {item!r}; expected {annotation}.")

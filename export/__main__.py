@@ -1,10 +1,10 @@
-"""The command line: `python -m export bundle RUN ...`, `card BUNDLE`, `triton BUNDLE --repository DIR`."""
+"""The command line: `python -m export bundle SOURCE ...`, `card BUNDLE`, `triton BUNDLE --repository DIR`."""
 
 import argparse
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from contract.bundle import read_bundle
 from export import triton
@@ -29,35 +29,118 @@ def main() -> None:
 def _add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = commands.add_parser(
         "bundle",
-        help="a training run to a bundle",
-        description="Reads the run folder RUN and photos under --data; prints the parity report of every precision "
-        "and writes the bundle --out in the first precision of --precision that keeps the judgments.",
+        help="a training run, or any model, to a bundle",
+        description="Writes SOURCE as one graph, prints the parity report of float32 and of every precision asked for, "
+        "and writes the bundle --out in the first precision of --precision that keeps the judgments. Photos for the "
+        "report come from --images, or for a run from --data.",
     )
-    command.add_argument("run", type=Path, help="a complete run folder of `python -m training run`")
-    command.add_argument("--data", type=Path, required=True, help="folder the run was trained on")
+    command.add_argument(
+        "source",
+        help="a complete run folder of `python -m training run`; or a model: a name of the table in "
+        "training/models.py, timm:NAME or open_clip:ARCH/PRETRAINED",
+    )
     command.add_argument("--out", type=Path, required=True, help="bundle folder to make; must not exist")
-    command.add_argument("--golden", type=Path, nargs="+", required=True, help="photos that become golden images")
+    command.add_argument("--data", type=Path, help="folder that a run was trained on")
+    command.add_argument("--images", help="photos: a folder, a CSV manifest, hf:NAME[:SPLIT] or wds:SHARDS")
     command.add_argument(
         "--precision",
         nargs="+",
         default=["int8", "fp16-weights", "fp32"],
-        help="precisions the bundle may have, the most wanted first (default: what suits a CPU)",
+        help="precisions the bundle may have, the most wanted first (default: what suits a CPU); "
+        "fp32, fp16-weights, fp16, int8-weights, int8",
     )
+    command.add_argument("--force", action="store_true", help="let an int8 precision leave above its limits")
+    command.add_argument("--space", choices=("aligned", "both"), help="serve the base space beside; both, if there is")
+    command.add_argument("--golden", type=Path, nargs="+", default=[], help="photos that become golden images")
+    command.add_argument("--parity-photos", type=int, help="photos that precisions are compared on (600)")
+    command.add_argument("--calibration-photos", type=int, help="others, for ranges of a convolutional int8 (200)")
+    command.add_argument(
+        "--calibrate",
+        type=Path,
+        help="fit the temperature: a folder with images.csv and things/, or a CSV of choices (image_0, image_1, "
+        "image_2, odd_position); a run with --data is calibrated on its own held-out splits",
+    )
+    command.add_argument("--held-out", type=Path, help="concepts of --calibrate that the model was not fitted on")
+    model = command.add_argument_group("for a model")
+    model.add_argument("--checkpoint", type=Path, help="local weights (.pt, .pth, .safetensors) instead of the hub's")
+    model.add_argument("--random-weights", type=int, metavar="SEED", help="to try things out")
+    model.add_argument("--transform", type=Path, help="a transform: ours, or a published one")
+    model.add_argument("--entry", nargs=3, metavar=("SOURCE", "MODEL", "MODULE"), help="of a pickle of transforms")
+    model.add_argument("--mean", type=float, help="of the THINGS features, for a pickle of transforms")
+    model.add_argument("--std", type=float, help="of the THINGS features, for a pickle of transforms")
+    model.add_argument("--triplet-head", type=Path, help="a student's triplet_head.safetensors")
+    model.add_argument("--output", choices=("cls", "pooled", "map", "embedding"), help="feature point; the model's own")
+    model.add_argument("--side", type=int, help="of the square input in pixels; the model's own if not given")
+    model.add_argument("--framing", choices=("own", "squash"), help="how a photo becomes square")
+    model.add_argument("--name", default="", help="of the bundle; made from the model's if not given")
+    model.add_argument("--license", default="", help="of the weights as shipped; the model's if not given")
 
 
 def _bundle(args: argparse.Namespace) -> None:
-    from export.package import package  # here, because it needs torch, and the other commands do not
-    from export.precision import PRECISIONS
+    from export.package import PackageOptions, package  # here: it needs torch, and the other commands do not
+    from export.sources import serving
 
-    if unknown := sorted(set(args.precision) - set(PRECISIONS)):
-        raise ValueError(f"--precision {' '.join(unknown)}; expected {', '.join(PRECISIONS)}.")
-    bundle, report = package(
-        args.run, args.data, args.out, precisions=tuple(args.precision), golden_photos=tuple(args.golden)
+    options = PackageOptions(
+        precisions=tuple(args.precision),
+        force=args.force,
+        golden_photos=tuple(args.golden),
+        parity_photos=args.parity_photos,
+        calibration_photos=args.calibration_photos,
     )
+    if args.out.exists():
+        raise FileExistsError(f"{args.out} exists; remove it or choose another folder.")
+    source, images, calibrator = _of_run(args) if Path(args.source).is_dir() else _of_model(args)
+    if args.space is not None:
+        source = serving(source, args.space)
+    bundle, report = package(source, images, args.out, options, calibrator)
     print(report)
     size = sum(file.stat().st_size for file in bundle.path.iterdir()) / 1e6
     fingerprint = bundle.manifest.spaces["aligned"].fingerprint
-    print(f"{bundle.path}: {bundle.manifest.precision}, {size:.1f} MB, space {fingerprint}")
+    forced = ", FORCED above its limits" if bundle.manifest.parity["forced"] else ""
+    print(f"{bundle.path}: {bundle.manifest.precision}{forced}, {size:.1f} MB, space {fingerprint}")
+
+
+def _of_run(args: argparse.Namespace) -> Any:
+    """(source, photos, calibrator) of a run folder."""
+    from export import calibration
+    from export.sources import ModelOptions, read_run, require_run
+    from training.images import open_images
+
+    run = Path(args.source)
+    require_run(run)
+    for field in fields(ModelOptions):
+        if getattr(args, field.name, None) not in (None, ""):
+            raise ValueError(f"--{field.name.replace('_', '-')} is for a model; {run} is a run, which has its own.")
+    if args.data is None and args.images is None:
+        raise ValueError("a run needs --data, the folder that it was trained on, or --images.")
+    source, photos = read_run(run, args.data)
+    if args.calibrate is not None:
+        raise ValueError("a run is calibrated on its own held-out splits; give --data instead of --calibrate.")
+    images = open_images(args.images) if args.images is not None else photos
+    return source, images, None if args.data is None else lambda _: calibration.of_run(run, args.data)
+
+
+def _of_model(args: argparse.Namespace) -> Any:
+    """(source, photos, calibrator) of a model by name."""
+    from export import calibration
+    from export.sources import ModelOptions, read_model
+    from training.images import open_images
+    from training.transform_stage import Legacy
+
+    if args.data is not None or args.images is None:
+        raise ValueError(f"{args.source} is no run folder; a model needs --images, and has no --data.")
+    pickled = [args.entry, args.mean, args.std]
+    if any(part is not None for part in pickled) and any(part is None for part in pickled):
+        raise ValueError("a pickle of transforms needs --entry, --mean and --std, all three.")
+    legacy = None if args.entry is None else Legacy(tuple(args.entry), args.mean, args.std)
+    names = {field.name for field in fields(ModelOptions)} - {"model", "legacy"}
+    images = open_images(args.images)
+    judgments = None if args.calibrate is None else calibration.read_judgments(args.calibrate, args.held_out)
+    given = {name: getattr(args, name) for name in names}
+    source = read_model(ModelOptions(model=args.source, legacy=legacy, **given))
+    if judgments is None:
+        return source, images, None
+    return source, images, lambda embed: calibration.of_vectors(judgments, embed, source.kernel)
 
 
 def _card(args: argparse.Namespace) -> None:

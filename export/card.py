@@ -6,10 +6,11 @@ from contract.bundle import Figure, Manifest
 def card(manifest: Manifest) -> str:
     """Render the card. Figures that exist before and after alignment share a row."""
     m = manifest
+    maker = "Made by `make starter`; this page by" if m.name == "starter" else "This page is made by"
     lines = [
         f"# Model card: {m.name}",
         "",
-        f"{m.description} Made by `make starter`; this page by `python -m export card`, from the manifest.",
+        f"{m.description} {maker} `python -m export card`, from the manifest.",
         "",
         f"- Base model: {m.base_model.name} ({m.base_model.source}; {m.base_model.license})",
         f"- Alignment: {m.alignment}",
@@ -30,14 +31,43 @@ def card(manifest: Manifest) -> str:
         lines += _figure_rows(m.figures)
         notes = dict.fromkeys(f"{f.name}: {f.note}." for f in m.figures if f.space == "aligned")
         lines += ["", *(f"- {note}" for note in notes)]
+    if m.calibration:
+        lines += _calibration(m)
     if m.parity:
         lines += _parity(m)
     return "\n".join(lines) + "\n"
 
 
+def _calibration(m: Manifest) -> list[str]:
+    lines = ["", "## Calibration", "", "Each half of the judgments is measured at a temperature fitted on the other."]
+    lines += ["", "| space | people | triplets | agreement | ECE | Brier | negative log-likelihood (nats) |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for space, c in m.calibration.items():
+        lines.append(
+            f"| {space} | {c['people']} | {c['triplets']} | {c['agreement']:.3f} "
+            f"| {c['expected_calibration_error']:.3f} | {c['brier']:.3f} | {c['negative_log_likelihood']:.3f} |"
+        )
+    lines += [
+        "",
+        "Share of people who agree with the model's choice, by tenths of triplets by entropy (its range in nats):",
+        "",
+    ]
+    lines += ["| tenth |" + "".join(f" {space} |" for space in m.calibration)]
+    lines += ["|---|" + "---|" * len(m.calibration)]
+    for number, bins in enumerate(zip(*(c["table"] for c in m.calibration.values()), strict=True), 1):
+        cells = [f" {b['agreement']:.3f} ({b['entropy_from']:.3f} to {b['entropy_to']:.3f}) |" for b in bins]
+        lines.append(f"| {number} |" + "".join(cells))
+    return lines
+
+
 def _parity(m: Manifest) -> list[str]:
     lines = ["", "## Parity", "", f"Command: `{m.parity['command']}`; {m.parity['photos']} photos, "]
     lines[-1] += f"{m.parity['triplets']} triplets, against {m.parity['reference']}; times on the exporting machine."
+    if m.parity.get("forced"):
+        lines += [
+            "",
+            f"**{m.precision} is above its limits** ({m.parity['limits'][m.precision]}) and left by `--force`.",
+        ]
     lines += ["", "| precision | max 1 - cosine | flips | max entropy change | top-10 kept | batch difference |"]
     lines[-1] += " ms alone | ms in batch of 8 | MB | passes |"
     lines += ["|---|---|---|---|---|---|---|---|---|---|"]

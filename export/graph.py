@@ -1,18 +1,70 @@
 """Backbone and alignment head as one torch module, and that module as one ONNX graph."""
 
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from contract.bundle import GRAPH_INPUT
 from training.align import POWER_FLOOR, Transform
 from training.encoders import Encoder
+from training.readout import Readout
 
 OPSET = 18
 OUTPUTS = ("aligned", "base")
+
+MAX_BYTES = 2**31 - 2**24
+"""Of the weights: one ONNX file holds less than 2 GiB, and a bundle has no other file for them."""
+
+
+class LinearByImage(nn.Conv2d):
+    """A linear map [n, p] to [n, k] as a 1 x 1 convolution.
+
+    ONNX Runtime runs it image by image, where it adds up a matrix product in another order for one image than for
+    many: an embedding is the same, bit for bit, whatever else is in its batch.
+
+    Args:
+        weights: [k, p].
+        bias: [k].
+    """
+
+    def __init__(self, weights: Tensor, bias: Tensor) -> None:
+        super().__init__(weights.shape[1], weights.shape[0], kernel_size=1)
+        kernel = weights.detach()[:, :, None, None].clone(memory_format=torch.contiguous_format)
+        self.weight = nn.Parameter(kernel, requires_grad=False)
+        self.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return super().forward(x[:, :, None, None]).flatten(1)
+
+
+class ReadoutByImage(nn.Module):
+    """A student's readout, its linear map by image; `training.readout.Readout` says what it computes."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, student: Readout) -> None:
+        super().__init__()
+        self.features = student.features
+        self.register_buffer("mean", student.mean)
+        self.register_buffer("std", student.std)
+        self.readout = LinearByImage(student.readout.weight, student.readout.bias)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """uint8 [n, 3, height, width] to [n, width], float32."""
+        out: Tensor = self.readout((self.features(pixels).float() - self.mean) / self.std)
+        return out
+
+
+def _by_image(module: nn.Module) -> nn.Module:
+    return ReadoutByImage(module) if isinstance(module, Readout) else module
 
 
 class Spaces(nn.Module):
@@ -28,7 +80,7 @@ class EmbeddingModel(Spaces):
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.encoder = encoder.module
+        self.encoder = _by_image(encoder.module)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor]:
         """See the class."""
@@ -36,29 +88,24 @@ class EmbeddingModel(Spaces):
 
 
 class AlignedModel(Spaces):
-    """A backbone with a transform: (aligned [n, d], base [n, p]) in one pass."""
-
-    outputs = OUTPUTS
+    """A backbone with a transform: (aligned [n, d], base [n, p]) in one pass, or (aligned,) alone."""
 
     def __init__(self, encoder: Encoder, transform: Transform) -> None:
         super().__init__()
-        self.encoder = encoder.module
+        self.outputs = OUTPUTS
+        self.encoder = _by_image(encoder.module)
         self.power = None if np.isnan(transform.power) else float(transform.power)
         weights, bias = transform.folded()
-        # A 1 x 1 convolution, not a matrix product: ONNX Runtime runs it image by image, so an
-        # embedding is the same, bit for bit, whatever else is in its batch.
-        self.head = nn.Conv2d(weights.shape[0], weights.shape[1], kernel_size=1)
-        self.head.weight = nn.Parameter(torch.from_numpy(weights.T.copy())[:, :, None, None], requires_grad=False)
-        self.head.bias = nn.Parameter(torch.from_numpy(bias.copy()), requires_grad=False)
+        self.head = LinearByImage(torch.from_numpy(weights.T), torch.from_numpy(bias))
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
         base = self.encoder(pixels)
         x = base
         if self.power is not None:  # training.align.normalize_power
             x = (x + POWER_FLOOR) ** self.power
             x = x / (x * x).sum(-1, keepdim=True).sqrt()
-        return self.head(x[:, :, None, None]).flatten(1), base
+        return (self.head(x), base)[: len(self.outputs)]
 
 
 def export_graph(model: Spaces, shape: tuple[int, int, int], file: Path) -> None:
@@ -68,28 +115,104 @@ def export_graph(model: Spaces, shape: tuple[int, int, int], file: Path) -> None
         shape: (3, height, width) of one image.
 
     Raises:
-        ValueError: the graph's inputs or outputs did not come out as named and shaped.
+        ValueError: a layer that torch's exporter cannot write (named), weights that no single ONNX file can hold, or
+            a graph whose inputs or outputs did not come out as named and shaped.
     """
+    size = sum(tensor.numel() * 4 for tensor in model.state_dict().values())
+    if size > MAX_BYTES:
+        raise ValueError(
+            f"the weights have {size} bytes in float32; one ONNX file, and so a bundle, holds at most {MAX_BYTES}. "
+            "Export a smaller model, or distil this one into a smaller one."
+        )
+    exported = _bare(_means_by_image(_onnx(model.eval(), shape)))
+    graph = exported.graph
+    found = {node.name: [_axis(axis) for axis in node.type.tensor_type.shape.dim] for node in graph.input}
+    outputs = {node.name: [_axis(axis) for axis in node.type.tensor_type.shape.dim] for node in graph.output}
+    axes = [*found.values(), *outputs.values()]
+    if (
+        found != {GRAPH_INPUT: ["batch", *shape]}
+        or list(outputs) != list(model.outputs)
+        or not all(len(axis) in (2, 4) and axis[0] == "batch" and 0 not in axis for axis in axes)
+    ):
+        raise ValueError(
+            f"the exported graph has {found} and {outputs}; expected {GRAPH_INPUT} ['batch', *{shape}] and vectors "
+            f"['batch', size] named {', '.join(model.outputs)}. Does the model fix its batch size?"
+        )
+    onnx.save(exported, str(file))
+
+
+def _axis(axis: Any) -> int | str:
+    return str(axis.dim_param) if axis.dim_param else int(axis.dim_value)
+
+
+def _onnx(model: Spaces, shape: tuple[int, int, int]) -> onnx.ModelProto:
     example = torch.zeros((2, *shape), dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1, max=4096)
-    program = torch.onnx.export(
-        model.eval(),
-        (example,),
-        dynamo=True,
-        input_names=[GRAPH_INPUT],
-        output_names=list(model.outputs),
-        dynamic_shapes={GRAPH_INPUT: {0: batch}},
-        opset_version=OPSET,
-        verbose=False,
-    )
+    try:
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            input_names=[GRAPH_INPUT],
+            output_names=list(model.outputs),
+            dynamic_shapes={GRAPH_INPUT: {0: batch}},
+            opset_version=OPSET,
+            verbose=False,
+        )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        raise ValueError(f"torch cannot write this model as ONNX: {_cause(error)}") from error
     if program is None:
         raise ValueError("torch's exporter returned no program. This is a bug.")
-    exported = _bare(program.model_proto)
-    onnx.save(exported, str(file))
-    graph = exported.graph
-    names = ([node.name for node in graph.input], [node.name for node in graph.output])
-    if names != ([GRAPH_INPUT], list(model.outputs)):
-        raise ValueError(f"the exported graph has {names}; expected {GRAPH_INPUT} and {model.outputs}.")
+    return program.model_proto
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason: torch wraps it in pages of its own diagnosis."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 500, placeholder=" …")
+
+
+def _means_by_image(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model, means over the tokens [batch, tokens, width] as products with a row of 1 / tokens.
+
+    ONNX Runtime adds up a mean over the middle axis in another order for one image than for many, but such a product
+    image by image.
+    """
+    graph = model.graph
+    shapes = {info.name: [_axis(axis) for axis in info.type.tensor_type.shape.dim] for info in graph.value_info}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        tokens = _mean_over_tokens(node, shapes, constants)
+        if tokens is None:
+            nodes.append(node)
+            continue
+        name = node.output[0]
+        row = np.full((1, tokens), 1 / tokens, np.float32)
+        graph.initializer.append(numpy_helper.from_array(row, f"{name}_share"))
+        graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), f"{name}_axis"))
+        nodes.append(helper.make_node("MatMul", [f"{name}_share", node.input[0]], [f"{name}_row"], f"{name}_product"))
+        nodes.append(helper.make_node("Squeeze", [f"{name}_row", f"{name}_axis"], [name], f"{name}_squeeze"))
+    read = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    for field, values in ((graph.node, nodes), (graph.initializer, kept)):
+        del field[:]
+        field.extend(values)
+    return model
+
+
+def _mean_over_tokens(
+    node: onnx.NodeProto, shapes: dict[str, list[int | str]], constants: dict[str, onnx.TensorProto]
+) -> int | None:
+    """How many tokens a node averages; None where it is no mean of [batch, tokens, width] to [batch, width]."""
+    dropped = any(item.name == "keepdims" and item.i == 0 for item in node.attribute)
+    if node.op_type != "ReduceMean" or not dropped:
+        return None
+    shape, axes = shapes.get(node.input[0], []), constants.get(node.input[1]) if len(node.input) > 1 else None
+    if len(shape) != 3 or axes is None or numpy_helper.to_array(axes).ravel().tolist() not in ([1], [-2]):
+        return None
+    return shape[1] if isinstance(shape[1], int) else None
 
 
 def _bare(model: onnx.ModelProto) -> onnx.ModelProto:

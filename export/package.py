@@ -1,18 +1,19 @@
-"""From a training run to a bundle: graph, precisions, parity gate, manifest."""
+"""From a source to a bundle: graph, precisions, parity gate, calibration, manifest."""
 
 import io
 import tempfile
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from contract import triplets
 from contract.bundle import (
     FORMAT,
     FORMAT_VERSION,
@@ -25,97 +26,114 @@ from contract.bundle import (
     write_bundle,
 )
 from contract.pixels import PixelSpec, load_pixels
+from contract.triplets import Kernel
 from export import parity
 from export.graph import export_graph
-from export.parity import Parity
-from export.precision import PRECISIONS, Precision, convert
-from export.sources import Source, read_source
-from training.photos import Photos, read_photos
-from training.run import KERNEL, require_inputs
-from training.things import read_vice
+from export.parity import BATCH, Parity, Vectors
+from export.precision import PRECISIONS, Precision, convert, require_known
+from export.sources import Source
+from training.feeds import random_triplets
+from training.images import Images, load_image, require_present
 
 PARITY_PHOTOS = 600
 PARITY_TRIPLETS = 5_000
 CALIBRATION_PHOTOS = 200
+
+LEAST_PHOTOS = 4 * BATCH
+"""Fewer make too few different triplets, and too few to embed alone and in a batch."""
+
+FORCEABLE: tuple[Precision, ...] = ("int8", "int8-weights")
+
+Embed = Callable[[Images, NDArray[np.int64]], Vectors]
+Calibrator = Callable[[Embed], dict[str, Any]]
+"""Given the exported graph, the `calibration` of its spaces; see `export.calibration`."""
 
 
 class ParityError(ValueError):
     """No precision that was asked for keeps the judgments of the model; the message holds the report."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PackageOptions:
+    """How to package a source.
+
+    Attributes:
+        precisions: that the bundle may have, the most wanted first; each is reported, and float32 besides.
+        force: an int8 precision may leave above its limits if none passes; the manifest says so.
+        golden_photos: files that become golden images; four drawn patterns if empty.
+        parity_photos, calibration_photos: how many, of different photos; the defaults of this module if None.
+    """
+
+    precisions: tuple[Precision, ...]
+    force: bool = False
+    golden_photos: tuple[Path, ...] = ()
+    parity_photos: int | None = None
+    calibration_photos: int | None = None
+
+    def __post_init__(self) -> None:
+        require_known(self.precisions)
+        for name in ("parity_photos", "calibration_photos"):
+            value = getattr(self, name)
+            if value is not None and value < LEAST_PHOTOS:
+                raise ValueError(f"{name} is {value}; expected {LEAST_PHOTOS} or more.")
+
+
 def package(
-    run: Path, data: Path, target: Path, *, precisions: tuple[Precision, ...], golden_photos: tuple[Path, ...]
+    source: Source, images: Images, target: Path, options: PackageOptions, calibrator: Calibrator | None = None
 ) -> tuple[Bundle, str]:
-    """Export a run in the first of `precisions` that passes the parity gate.
+    """Export a source in the first of `precisions` that passes the parity gate.
 
     Args:
-        run: a complete run folder of `python -m training run`.
-        data: the folder it was trained on; its photos are the parity and calibration images.
+        source: what to export.
+        images: its parity and calibration photos are drawn from these.
         target: bundle folder to make.
-        precisions: candidates for the bundle, the most wanted first; all of `PRECISIONS` are reported.
-        golden_photos: files that become golden images.
+        options: see there.
+        calibrator: fits temperatures; None keeps those of the source.
 
     Returns:
         the bundle and the parity report as text.
 
     Raises:
-        ValueError: the run is not complete or was trained on other data, photos are too few, or a golden
-            photo does not decode.
+        ValueError: photos are too few, one does not decode (named), or torch cannot write the model.
         ParityError: no candidate passes.
         FileExistsError: `target` exists.
+        OSError: it cannot be written; nothing is left behind.
     """
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise FileExistsError(f"{target} exists; remove it or choose another folder.")
-    source = read_source(run)
-    require_inputs(data, source.identity["inputs"])
-    encoder = source.encoder
-    photos = read_photos(data / "images.csv", len(read_vice(data / "things/vice_embedding.npy")))
-    pixels, calibration = _sample_pixels(photos, encoder.pixels, source.recipe["seed"])
+    golden_images = _golden_images(options.golden_photos)
+    pixels, calibration = _sample_pixels(images, source.pixels, options)
     with tempfile.TemporaryDirectory() as scratch:
-        files = {precision: Path(scratch) / f"{precision}.onnx" for precision in PRECISIONS}
-        rows = _measure(source, files, pixels, calibration)
-        report = parity.table(rows)
-        passed = {row.precision for row in rows if row.passed}
-        chosen = next((precision for precision in precisions if precision in passed), None)
-        if chosen is None:
-            raise ParityError(f"no precision of {', '.join(precisions)} passes the parity gate:\n{report}")
-        golden = _golden(files[chosen], source, golden_photos)
-        manifest = _manifest(source, golden, rows, chosen)
-        return write_bundle(target, manifest, files[chosen], golden), report
+        measured = _measure(source, pixels, calibration, options, Path(scratch))
+        chosen = _choose(measured, options)
+        file = Path(scratch) / f"{chosen}.onnx"
+        golden = _golden(file, source, golden_images)
+        given = {} if calibrator is None else calibrator(_embedding(file, source))
+        manifest = _manifest(source, golden, measured, chosen, given)
+        return write_bundle(target, manifest, file, golden), parity.table(measured.rows)
 
 
-def _sample_pixels(photos: Photos, spec: PixelSpec, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
+# --- photos ----------------------------------------------------------------------------------------
+
+
+def _sample_pixels(
+    images: Images, spec: PixelSpec, options: PackageOptions
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """(parity, calibration) pixels of different random photos, each [n, 3, height, width]."""
-    if len(photos) < PARITY_PHOTOS + CALIBRATION_PHOTOS:
-        wanted = PARITY_PHOTOS + CALIBRATION_PHOTOS
-        raise ValueError(f"{len(photos)} photos; the parity report needs {wanted}, some of them to calibrate int8.")
-    order = np.random.default_rng(seed).permutation(len(photos))[: PARITY_PHOTOS + CALIBRATION_PHOTOS]
-    files = [photos.root / photos.paths[i] for i in order]
-    loaded = [load_pixels(file.read_bytes(), spec) for file in tqdm(files, desc="parity photos", unit="photo")]
-    return np.stack(loaded[:PARITY_PHOTOS]), np.stack(loaded[PARITY_PHOTOS:])
+    first, second = options.parity_photos or PARITY_PHOTOS, options.calibration_photos or CALIBRATION_PHOTOS
+    if len(images) < first + second:
+        raise ValueError(
+            f"{len(images)} photos; the parity report takes {first} and the calibration of int8 {second} others. Give "
+            "more photos, or ask for fewer with --parity-photos and --calibration-photos."
+        )
+    require_present(images, "the photos")
+    order = np.random.default_rng(0).permutation(len(images))[: first + second].tolist()
+    loaded = np.stack([load_image(images, row, spec) for row in tqdm(order, desc="parity photos", unit="photo")])
+    return loaded[:first], loaded[first:]
 
 
-def _measure(
-    source: Source, files: dict[Precision, Path], pixels: NDArray[Any], calibration: NDArray[Any]
-) -> list[Parity]:
-    """Write every precision and compare each with torch."""
-    export_graph(source.model, source.encoder.pixels.shape, files["fp32"])
-    reference = parity.torch_vectors(source.model, pixels)
-    temperature = source.temperature["aligned"]
-    index = np.random.default_rng(0).integers(len(pixels), size=(PARITY_TRIPLETS * 2, 3))
-    i, j, k = index.T
-    index = index[(i != j) & (j != k) & (i != k)][:PARITY_TRIPLETS]
-    rows = []
-    for precision in tqdm(PRECISIONS, desc="parity", unit="precision"):
-        if precision != "fp32":
-            convert(files["fp32"], files[precision], precision, calibration)
-        row = parity.compare(files[precision], precision, reference, pixels, index, KERNEL["aligned"], temperature)
-        rows.append(row)
-    return rows
-
-
-def _golden(file: Path, source: Source, photos: tuple[Path, ...]) -> Golden:
-    """Golden images in PNG, small enough to ship, and what the chosen graph makes of them."""
+def _golden_images(photos: tuple[Path, ...]) -> tuple[bytes, ...]:
+    """Golden images in PNG, small enough to ship."""
     images = []
     for photo in photos:
         try:
@@ -123,65 +141,163 @@ def _golden(file: Path, source: Source, photos: tuple[Path, ...]) -> Golden:
         except OSError as error:
             raise ValueError(f"golden photo {photo} does not decode: {error}") from error
         image.thumbnail((200, 200))
-        stream = io.BytesIO()
-        image.save(stream, "PNG", optimize=True)
-        images.append(stream.getvalue())
-    pixels = np.stack([load_pixels(image, source.encoder.pixels) for image in images])
-    session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    outputs = source.model.outputs
-    vectors = dict(zip(outputs, session.run(list(outputs), {GRAPH_INPUT: pixels}), strict=True))
-    return Golden(images=tuple(images), pixels=pixels, vectors=vectors)
+        images.append(_png(image))
+    return tuple(images) or tuple(_png(_pattern(seed)) for seed in range(4))
 
 
-def _manifest(source: Source, golden: Golden, rows: list[Parity], precision: Precision) -> Manifest:
-    recipe, encoder = source.recipe, source.encoder
-    spaces = {
-        name: Space(
-            size=golden.vectors[name].shape[1],
-            normalized=False,
-            similarity=KERNEL[name],
-            temperature=temperature,
-            calibrated=True,
-            calibrated_on=(
-                "VICE posterior probabilities (4.7 million human choices) of triplets of held-out THINGS concepts, "
-                f"{len(recipe['split_seeds'])} splits, by likelihood"
-            ),
-            fingerprint="",  # filled in by write_bundle
-        )
-        for name, temperature in source.temperature.items()
-    }
+def _pattern(seed: int) -> Image.Image:
+    """Blurred noise of 200 x 150 pixels: coarse shapes and fine grain, and nobody's photo."""
+    rng = np.random.default_rng(seed)
+    layers = []
+    for cells in (4, 16, 200):
+        grid = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        layers.append(np.asarray(grid.resize((200, 150), Image.Resampling.BICUBIC), np.float32))
+    return Image.fromarray((layers[0] * 0.6 + layers[1] * 0.3 + layers[2] * 0.1).astype(np.uint8))
+
+
+def _png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+# --- graphs ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What the parity gate saw: a row a precision, and what the rows were measured with."""
+
+    rows: list[Parity]
+    photos: int
+    triplets: int
+    temperature: float
+
+
+def _measure(
+    source: Source,
+    pixels: NDArray[np.uint8],
+    calibration: NDArray[np.uint8],
+    options: PackageOptions,
+    folder: Path,
+) -> _Measured:
+    """Write float32 and every precision asked for to `folder`, and compare each with torch."""
+    export_graph(source.model, source.pixels.shape, folder / "fp32.onnx")
+    reference = parity.torch_vectors(source.model, pixels)
+    index = random_triplets(len(pixels), PARITY_TRIPLETS * 2, np.random.default_rng(0))[:PARITY_TRIPLETS]
+    kernel = source.kernel["aligned"]
+    temperature = source.temperature.get("aligned") or _spread(reference["aligned"][index], kernel)
+    rows = []
+    asked = [precision for precision in PRECISIONS if precision in ("fp32", *options.precisions)]
+    for precision in tqdm(asked, desc="parity", unit="precision"):
+        file = folder / f"{precision}.onnx"
+        if precision != "fp32":
+            convert(folder / "fp32.onnx", file, precision, calibration)
+        rows.append(parity.compare(file, precision, reference, pixels, index, kernel, temperature))
+    return _Measured(rows, len(pixels), len(index), temperature)
+
+
+def _spread(vectors: NDArray[np.float32], kernel: Kernel) -> float:
+    """A temperature for a space that has none yet: similarities then differ by about one, as fitted ones do."""
+    spread = float(triplets.pair_similarities(vectors.astype(np.float64), kernel).std())
+    if not 0 < spread < np.inf:
+        raise ValueError("the model gives the same vector, or none that is finite, for all photos.")
+    return spread
+
+
+def _choose(measured: _Measured, options: PackageOptions) -> Precision:
+    rows = {row.precision: row for row in measured.rows}
+    if passed := [precision for precision in options.precisions if rows[precision].passed]:
+        return passed[0]
+    forced = [p for p in options.precisions if p in FORCEABLE and rows[p].one_minus_cosine < parity.BEYOND]
+    if options.force and forced:
+        return forced[0]
+    report = parity.table(measured.rows)
+    advice = " An int8 precision leaves anyway with --force." if set(options.precisions) & set(FORCEABLE) else ""
+    raise ParityError(f"no precision of {', '.join(options.precisions)} passes the parity gate:\n{report}\n{advice}")
+
+
+def _embedding(file: Path, source: Source) -> Embed:
+    """Photos to vectors, by the graph that is exported."""
+    session, outputs = parity.open_session(file), list(source.model.outputs)
+
+    def embed(images: Images, rows: NDArray[np.int64]) -> Vectors:
+        pieces = []
+        with tqdm(total=len(rows), desc="judged photos", unit="photo") as bar:
+            for start in range(0, len(rows), BATCH):
+                part = rows[start : start + BATCH].tolist()
+                pixels = np.stack([load_image(images, row, source.pixels) for row in part])
+                pieces.append(session.run(outputs, {GRAPH_INPUT: pixels}))
+                bar.update(len(part))
+        return {name: np.concatenate([piece[i] for piece in pieces]) for i, name in enumerate(outputs)}
+
+    return embed
+
+
+def _golden(file: Path, source: Source, images: tuple[bytes, ...]) -> Golden:
+    """The golden images and what the chosen graph makes of them."""
+    pixels = np.stack([load_pixels(image, source.pixels) for image in images])
+    outputs = list(source.model.outputs)
+    vectors = dict(zip(outputs, parity.open_session(file).run(outputs, {GRAPH_INPUT: pixels}), strict=True))
+    return Golden(images=images, pixels=pixels, vectors=vectors)
+
+
+# --- manifest --------------------------------------------------------------------------------------
+
+
+def _manifest(
+    source: Source, golden: Golden, measured: _Measured, precision: Precision, calibration: dict[str, Any]
+) -> Manifest:
+    asked = " ".join(row.precision for row in measured.rows)
+    passed = next(row.passed for row in measured.rows if row.precision == precision)
     return Manifest(
         format=FORMAT,
         format_version=FORMAT_VERSION,
-        name=recipe["name"],
-        description=recipe["description"],
+        name=source.name,
+        description=source.description,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         alignment=source.alignment,
-        license=encoder.base_model.license,
-        base_model=encoder.base_model,
-        training={**source.identity, "data": _DATA, "command": source.command},
-        pixels=encoder.pixels,
-        spaces=spaces,
+        license=source.license,
+        base_model=source.encoder.base_model,
+        training=source.training,
+        pixels=source.pixels,
+        spaces={name: _space(name, source, golden, calibration) for name in source.model.outputs},
         precision=precision,
         tie_rule="strict",
         figures=source.figures,
         parity={
             "reference": "torch float32",
-            "photos": PARITY_PHOTOS,
-            "triplets": PARITY_TRIPLETS,
-            "command": f"python -m export bundle RUN --data DATA --out {recipe['name']}",
-            "rows": [asdict(row) for row in rows],
+            "photos": measured.photos,
+            "triplets": measured.triplets,
+            "temperature": measured.temperature,
+            "limits": {row.precision: parity.limits(row.precision) for row in measured.rows},
+            "forced": not passed,
+            "command": f"{source.command} --out {source.name} --precision {asked}",
+            "rows": [asdict(row) for row in measured.rows],
         },
         # Bounds for other processors and releases of ONNX Runtime and Pillow; on the exporting
         # machine the difference is 0.
         golden=GoldenTolerance(one_minus_cosine=1e-4, relative_norm=1e-2, pixel=2),
         files={},  # filled in by write_bundle
+        calibration={
+            name: {key: value for key, value in calibration[name].items() if key != "temperature"}
+            for name in source.model.outputs
+            if name in calibration
+        },
     )
 
 
-_DATA = [
-    {"name": "VICE embedding of THINGS", "source": "Muttenthaler et al. 2022", "license": "VICE release"},
-    {"name": "THINGS concepts and odd-one-out responses", "source": "Hebart et al. 2019, 2023", "license": "CC BY 4.0"},
-    {"name": "Caltech-101 photos", "source": "Fei-Fei et al. 2004", "license": "CC BY 4.0"},
-    {"name": "ImageNet sample photos", "source": "ImageNet", "license": "research use"},
-]
+def _space(name: str, source: Source, golden: Golden, calibration: dict[str, Any]) -> Space:
+    """A fitted temperature is the source's own, or that of the calibration; else 1, not fitted."""
+    own = source.temperature.get(name)
+    fitted = calibration.get(name)
+    people = source.calibrated_on if own is not None else f"{fitted['people']}, by likelihood" if fitted else ""
+    return Space(
+        size=golden.vectors[name].shape[1],
+        normalized=False,
+        similarity=source.kernel[name],
+        temperature=own if own is not None else fitted["temperature"] if fitted else 1.0,
+        calibrated=bool(people),
+        calibrated_on=people,
+        fingerprint="",  # filled in by write_bundle
+    )

@@ -1,61 +1,169 @@
 """One float32 graph in other precisions.
 
-`fp16-weights` stores weights as float16 and computes in float32: half the file, and on a CPU the speed of
-float32, because ONNX Runtime widens the weights once when it loads. `fp16` also computes in float16, which
-suits GPUs. `int8` quantises weights and activations of the convolutions, calibrated on given images.
+fp16-weights   weights stored as float16, computed in float32: half the file, and on a CPU the speed of float32,
+               because ONNX Runtime widens the weights once when it loads
+int8-weights   weights of products stored as int8 in blocks of 32 with a scale each, the other large ones as float16,
+               computed in float32: a quarter of the file, the same speed
+fp16           weights and arithmetic in float16; for GPUs, a CPU is slower at it than at float32
+int8           weights and activations of products in int8: transformers dynamically, with ranges of each batch;
+               convolutional networks statically, with ranges measured on given images
 """
 
+import textwrap
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from contract.bundle import GRAPH_INPUT
 
-Precision = Literal["fp32", "fp16-weights", "fp16", "int8"]
+Precision = Literal["fp32", "fp16-weights", "fp16", "int8-weights", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 # Smaller tensors (biases, clip bounds, the exponent) gain nothing and would lose digits.
 _LEAST_ELEMENTS = 4096
+
+BLOCK = 32
+"""Weights that share one scale: an outlier among them costs its neighbours digits, a smaller block costs bytes."""
+
+
+def require_known(asked: tuple[str, ...]) -> None:
+    """Raises ValueError naming a precision that there is not, and why there is no bf16."""
+    if "bf16" in asked and (reason := why_no_bf16()):
+        raise ValueError(
+            f"bf16 cannot be checked here, so it cannot be exported: ONNX Runtime {ort.__version__} on a CPU refuses "
+            f"a product in bfloat16 ({reason}). fp16 is for GPUs; fp16-weights is as small and runs anywhere."
+        )
+    if unknown := sorted(set(asked) - set(PRECISIONS)):
+        raise ValueError(f"--precision {' '.join(unknown)}; expected {', '.join(PRECISIONS)}.")
+
+
+def why_no_bf16() -> str:
+    """What ONNX Runtime says to a matrix product in bfloat16 on this CPU; empty if it computes one."""
+    x, w, y = (helper.make_tensor_value_info(name, TensorProto.BFLOAT16, [2, 2]) for name in "xwy")
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "product", [x, w], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    try:
+        ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own kinds
+        return textwrap.shorten(str(error), 120)
+    return ""
 
 
 def convert(source: Path, target: Path, precision: Precision, calibration: NDArray[Any]) -> None:
     """Write the float32 graph `source` in `precision` to `target`.
 
     Args:
-        calibration: [n, 3, height, width] pixels that int8 ranges are measured on.
+        calibration: [n, 3, height, width] pixels that static int8 ranges are measured on.
     """
     writers: dict[Precision, Callable[[], None]] = {
         "fp32": lambda: onnx.save(onnx.load(str(source)), str(target)),
-        "fp16-weights": lambda: onnx.save(_half_weights(onnx.load(str(source))), str(target)),
+        "fp16-weights": lambda: onnx.save(_small_weights(onnx.load(str(source)), blocks=False), str(target)),
+        "int8-weights": lambda: onnx.save(_small_weights(onnx.load(str(source)), blocks=True), str(target)),
         "fp16": lambda: onnx.save(_half(onnx.load(str(source))), str(target)),
         "int8": lambda: _int8(source, target, calibration),
     }
     writers[precision]()
 
 
-def _half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Large float32 initializers as float16, each widened by a Cast that is folded at load."""
+def is_transformer(model: onnx.ModelProto) -> bool:
+    """Whether most of the graph's weights are in matrix products, not in convolutions."""
+    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
+    inside: Counter[str] = Counter()
+    for node in model.graph.node:
+        if node.op_type in ("MatMul", "Gemm", "Conv"):
+            inside["Conv" if node.op_type == "Conv" else "MatMul"] += sizes.get(node.input[1], 0)
+    return inside["MatMul"] > inside["Conv"]
+
+
+# --- small weights, computed in float32 --------------------------------------------------------------
+
+
+def _small_weights(model: onnx.ModelProto, *, blocks: bool) -> onnx.ModelProto:
+    """Large float32 initializers in fewer bits, each widened by nodes that ONNX Runtime folds when it loads.
+
+    Args:
+        blocks: matrices of products become int8 in blocks, everything else float16; else all become float16.
+    """
     graph = model.graph
-    kept, casts = [], []
+    multiplied = {node.input[1] for node in graph.node if node.op_type in ("MatMul", "Gemm", "Conv")}
+    kept: list[onnx.TensorProto] = []
+    wideners: list[onnx.NodeProto] = []
     for tensor in graph.initializer:
         array = numpy_helper.to_array(tensor)
         if array.dtype != np.float32 or array.size < _LEAST_ELEMENTS:
             kept.append(tensor)
             continue
-        stored = f"{tensor.name}_fp16"
-        kept.append(numpy_helper.from_array(array.astype(np.float16), stored))
-        casts.append(helper.make_node("Cast", [stored], [tensor.name], f"widen_{tensor.name}", to=TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
+        in_blocks = blocks and tensor.name in multiplied
+        stored, nodes = _blocks(tensor.name, array) if in_blocks else _halves(tensor.name, array)
+        kept += stored
+        wideners += nodes
+    nodes = [*wideners, *graph.node]
     for field, values in ((graph.initializer, kept), (graph.node, nodes)):
         del field[:]
         field.extend(values)
     onnx.checker.check_model(model)
     return model
+
+
+def _halves(name: str, array: NDArray[np.float32]) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto]]:
+    stored = f"{name}_fp16"
+    cast = helper.make_node("Cast", [stored], [name], f"widen_{name}", to=TensorProto.FLOAT)
+    return [numpy_helper.from_array(array.astype(np.float16), stored)], [cast]
+
+
+def _blocks(name: str, array: NDArray[np.float32]) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto]]:
+    """Weights as int8 [blocks, 32] times float16 scales [blocks, 1]; blocks run along what a product adds up.
+
+    The last block is filled up with zeros. Scales are rounded before the weights are divided by them, so that
+    their rounding costs nothing.
+    """
+    # [k, n] of a matrix product sums over k, [o, i, h, w] of a convolution over i, h, w.
+    rows = array.T if array.ndim == 2 else array.reshape(len(array), -1)
+    shape = rows.shape
+    padded = np.pad(rows, ((0, 0), (0, -shape[1] % BLOCK)))
+    block = padded.reshape(-1, BLOCK)
+    scale = np.abs(block).max(1, keepdims=True) / 127
+    scale = np.maximum(scale, np.finfo(np.float16).tiny).astype(np.float16)
+    whole = np.clip(np.rint(block / scale.astype(np.float32)), -127, 127).astype(np.int8)
+    parts = {
+        "int8": whole,
+        "scale": scale,
+        "padded": np.array(padded.shape, np.int64),
+        "ends": np.array([shape[1]], np.int64),
+        "starts": np.array([0], np.int64),
+        "axes": np.array([1], np.int64),
+        "shape": np.array(rows.shape if array.ndim == 2 else array.shape, np.int64),
+    }
+    steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
+        ("Cast", ["int8"], "numbers", {"to": TensorProto.FLOAT}),
+        ("Cast", ["scale"], "scales", {"to": TensorProto.FLOAT}),
+        ("Mul", ["numbers", "scales"], "blocks", {}),
+        ("Reshape", ["blocks", "padded"], "rows", {}),
+        ("Slice", ["rows", "starts", "ends", "axes"], "cut", {}),
+        ("Reshape", ["cut", "shape"], "", {}) if array.ndim != 2 else ("Transpose", ["cut"], "", {"perm": [1, 0]}),
+    ]
+    nodes = [
+        helper.make_node(
+            kind,
+            [f"{name}_{given}" for given in inputs],
+            [f"{name}_{out}" if out else name],
+            f"widen_{name}_{i}",
+            **attributes,
+        )
+        for i, (kind, inputs, out, attributes) in enumerate(steps)
+    ]
+    used = {given for _, inputs, _, _ in steps for given in inputs}
+    return [numpy_helper.from_array(part, f"{name}_{key}") for key, part in parts.items() if key in used], nodes
+
+
+# --- half arithmetic ---------------------------------------------------------------------------------
 
 
 def _half(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -64,16 +172,66 @@ def _half(model: onnx.ModelProto) -> onnx.ModelProto:
 
     # Cast keeps the uint8 input; the power and norm of the head lose too much in half precision.
     blocked = ["Cast", "Pow", "ReduceSum", "Sqrt", "Div"]
-    converted = OnnxModel(convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked))
+    converted = OnnxModel(
+        convert_float_to_float16(
+            model, keep_io_types=True, op_block_list=blocked, node_block_list=_turned_before_products(model.graph)
+        )
+    )
     converted.topological_sort()  # the casts it adds stand at the end
-    del converted.model.graph.value_info[:]  # types of before
     out: onnx.ModelProto = converted.model
+    del out.graph.value_info[:]  # types of before
+    # It casts a value once for each blocked operator that reads it, under one name: the first is enough.
+    once = {node.output[0]: node for node in reversed(out.graph.node)}
+    kept = [node for node in out.graph.node if once[node.output[0]] is node]
+    del out.graph.node[:]
+    out.graph.node.extend(kept)
+    onnx.checker.check_model(out)
     return out
 
 
+def _turned_before_products(graph: onnx.GraphProto) -> list[str]:
+    """Names of the nodes that transpose what a layer multiplies, as open_clip's attention does.
+
+    In half precision, ONNX Runtime (1.24 to 1.31) ends the process when it loads one on a CPU
+    (microsoft/onnxruntime issue 28392: a transposition, a cast to float32, a product).
+    """
+    constant = {tensor.name for tensor in graph.initializer}
+    multiplied = {n.input[0] for n in graph.node if n.op_type in ("MatMul", "Gemm") and n.input[1] in constant}
+    return [node.name for node in graph.node if node.op_type == "Transpose" and node.output[0] in multiplied]
+
+
+# --- int8 arithmetic ---------------------------------------------------------------------------------
+
+
 def _int8(source: Path, target: Path, calibration: NDArray[Any]) -> None:
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = target.with_suffix(".prepared.onnx")
+    quant_pre_process(str(source), str(prepared))
+    model = onnx.load(str(prepared))
+    if is_transformer(model):
+        _dynamic(prepared, target)
+    else:
+        _static(prepared, target, model, calibration)
+    prepared.unlink(missing_ok=True)
+
+
+def _dynamic(prepared: Path, target: Path) -> None:
+    """Products with constant weights; those of attention, between two activations, stay in float32."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        str(prepared),
+        str(target),
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,  # half the flips of one scale a matrix
+        weight_type=QuantType.QInt8,
+        extra_options={"MatMulConstBOnly": True},
+    )
+
+
+def _static(prepared: Path, target: Path, model: onnx.ModelProto, calibration: NDArray[Any]) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Images(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         def __init__(self) -> None:
@@ -82,9 +240,7 @@ def _int8(source: Path, target: Path, calibration: NDArray[Any]) -> None:
         def get_next(self) -> Any:
             return next(self._feeds, None)
 
-    prepared = target.with_suffix(".prepared.onnx")
-    quant_pre_process(str(source), str(prepared))
-    convolutions = [node.name for node in onnx.load(str(prepared)).graph.node if node.op_type == "Conv"]
+    convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
     quantized = convolutions[1:-1]  # the stem sees raw pixels, the head makes the judgments
     if not quantized:  # an empty list would mean "all" below
         prepared.replace(target)
@@ -99,4 +255,3 @@ def _int8(source: Path, target: Path, calibration: NDArray[Any]) -> None:
         weight_type=QuantType.QInt8,
         nodes_to_quantize=quantized,
     )
-    prepared.unlink()

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from contract.bundle import Bundle
 from export import package as packaging
 from export.graph import AlignedModel, export_graph
+from export.package import PackageOptions
+from export.sources import read_run
 from tests.training.tiny import TINY, TINY_MODEL, tiny_encoder, write_tiny_data
 from training.align import Transform
 from training.models import MODELS
@@ -33,6 +36,13 @@ class Exported:
     transform: Transform
     file: Path
     pixels: NDArray[np.uint8]
+
+
+def package_run(run: Path, data: Path, target: Path, **options: Any) -> tuple[Bundle, str]:
+    """A run and the photos of its data through `package`."""
+    source, photos = read_run(run, data)
+    assert photos is not None
+    return packaging.package(source, photos, target, PackageOptions(**options))
 
 
 @pytest.fixture(scope="session", autouse=True)

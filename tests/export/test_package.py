@@ -20,9 +20,9 @@ from contract.pixels import load_pixels
 from export import __main__ as command_line
 from export import package as packaging
 from export import parity
-from export.package import ParityError, package
+from export.package import PackageOptions, ParityError
 from export.precision import PRECISIONS, Precision
-from tests.export.conftest import Exported, Run
+from tests.export.conftest import Exported, Run, package_run
 from tests.training.test_student import RECIPE as STUDENT
 from tests.training.tiny import CONCEPTS, TINY, tiny_encoder
 from training.encoders import features_of
@@ -43,7 +43,7 @@ WANTED: tuple[Precision, ...] = ("int8", "fp16-weights", "fp32")
 def made(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(bundle folder, report) of one export."""
     target = tmp_path_factory.mktemp("bundles") / "tiny"
-    bundle, report = package(
+    bundle, report = package_run(
         tiny_run.folder, tiny_run.data, target, precisions=WANTED, golden_photos=golden_of(tiny_run)
     )
     assert bundle.path == target
@@ -52,12 +52,11 @@ def made(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 @pytest.fixture
 def quick(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only float32 is measured, on a graph that is exported already (of the same sizes)."""
-    monkeypatch.setattr(packaging, "PRECISIONS", ("fp32",))
+    """The graph is exported already (of the same sizes), and every precision of it passes."""
     monkeypatch.setattr(packaging, "export_graph", lambda model, shape, file: shutil.copyfile(exported.file, file))
-    monkeypatch.setattr(parity, "MAX_COSINE", {"fp32": 9.0})
-    monkeypatch.setattr(parity, "MAX_FLIPS", {"fp32": 1.0})
-    monkeypatch.setattr(parity, "MAX_ENTROPY_CHANGE", {"fp32": 9.0})
+    monkeypatch.setattr(parity, "MAX_COSINE", dict.fromkeys(PRECISIONS, 9.0))
+    monkeypatch.setattr(parity, "MAX_FLIPS", dict.fromkeys(PRECISIONS, 1.0))
+    monkeypatch.setattr(parity, "MAX_ENTROPY_CHANGE", dict.fromkeys(PRECISIONS, 9.0))
 
 
 def test_the_bundle_opens_and_its_graph_gives_its_golden_vectors(made: tuple[Path, str]) -> None:
@@ -70,14 +69,15 @@ def test_the_bundle_opens_and_its_graph_gives_its_golden_vectors(made: tuple[Pat
     assert bundle.manifest.pixels == tiny_encoder().pixels
 
 
-def test_the_manifest_has_a_parity_row_of_every_precision(made: tuple[Path, str]) -> None:
+def test_the_manifest_has_a_parity_row_of_every_precision_asked_for(made: tuple[Path, str]) -> None:
     manifest = read_bundle(made[0]).manifest
     rows = {row["precision"]: row for row in manifest.parity["rows"]}
-    assert set(rows) == set(PRECISIONS)
+    assert set(rows) == set(WANTED)
+    assert manifest.parity["limits"]["int8"]["flips"] == parity.MAX_FLIPS["int8"]
     assert rows[manifest.precision]["passed"]
     assert rows[manifest.precision]["bytes"] == manifest.files["model.onnx"].bytes
     assert (manifest.parity["photos"], manifest.parity["triplets"]) == (48, packaging.PARITY_TRIPLETS)
-    assert [line.split()[0] for line in made[1].splitlines()[1:]] == list(PRECISIONS)
+    assert [line.split()[0] for line in made[1].splitlines()[1:]] == [p for p in PRECISIONS if p in WANTED]
 
 
 def test_the_bundle_is_of_the_first_precision_asked_for_that_passed(
@@ -87,7 +87,7 @@ def test_the_bundle_is_of_the_first_precision_asked_for_that_passed(
     passed = [row["precision"] for row in first.parity["rows"] if row["passed"]]
     assert first.precision == next(precision for precision in WANTED if precision in passed) != "fp32"
     target, golden = tmp_path / "b", golden_of(tiny_run)
-    other, _ = package(tiny_run.folder, tiny_run.data, target, precisions=("fp32", *WANTED), golden_photos=golden)
+    other, _ = package_run(tiny_run.folder, tiny_run.data, target, precisions=("fp32", *WANTED), golden_photos=golden)
     assert other.manifest.precision == "fp32"
     assert other.manifest.spaces["aligned"].fingerprint != first.spaces["aligned"].fingerprint
 
@@ -127,13 +127,13 @@ def test_an_incomplete_run_is_refused_with_what_it_lacks(tiny_run: Run, tmp_path
     shutil.copytree(tiny_run.folder, tmp_path / "run")
     (tmp_path / "run" / name).unlink()
     with pytest.raises(ValueError, match=f"run lacks {name}; finish it with `python -m training run` first"):
-        package(tmp_path / "run", tiny_run.data, tmp_path / "b", precisions=("fp32",), golden_photos=())
+        package_run(tmp_path / "run", tiny_run.data, tmp_path / "b", precisions=("fp32",), golden_photos=())
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def packaged(run: Run, target: Path, **options: Any) -> Bundle:
     given: dict[str, Any] = {"precisions": ("fp32",), "golden_photos": golden_of(run)} | options
-    return package(run.folder, run.data, target, **given)[0]
+    return package_run(run.folder, run.data, target, **given)[0]
 
 
 def test_an_existing_target_is_refused_and_left_as_it_is(tiny_run: Run, tmp_path: Path, quick: None) -> None:
@@ -147,7 +147,7 @@ def test_an_existing_target_is_refused_and_left_as_it_is(tiny_run: Run, tmp_path
 def test_without_a_precision_that_passes_there_is_no_bundle_but_a_report(
     tiny_run: Run, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parity, "MAX_FLIPS", {"fp32": -1.0})
+    monkeypatch.setattr(parity, "MAX_FLIPS", dict.fromkeys(PRECISIONS, -1.0))
     with pytest.raises(ParityError, match=r"no precision of fp32 passes the parity gate:\nprecision.*\nfp32 .*False"):
         packaged(tiny_run, tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
@@ -157,7 +157,7 @@ def test_without_a_precision_that_passes_there_is_no_bundle_but_a_report(
     ("spoil", "error"),
     [
         (lambda folder, figures: figures["temperature"].update(aligned=-1.0), ValueError),
-        (lambda folder, figures: figures["temperature"].pop("aligned"), KeyError),
+        (lambda folder, figures: figures["temperature"].pop("aligned"), ValueError),
         (lambda folder, figures: figures["figures"][0].update(value=[1]), BundleError),
     ],
     ids=["temperature below 0", "no temperature", "no number"],
@@ -195,8 +195,8 @@ def test_a_precision_that_overflows_does_not_keep_another_from_leaving(
 
 
 def test_parity_and_calibration_photos_are_different_ones(tiny_run: Run) -> None:
-    photos = read_photos(tiny_run.data / "images.csv", CONCEPTS)
-    pixels, calibration = packaging._sample_pixels(photos, tiny_encoder().pixels, seed=0)
+    photos, options = read_photos(tiny_run.data / "images.csv", CONCEPTS), PackageOptions(precisions=("fp32",))
+    pixels, calibration = packaging._sample_pixels(photos, tiny_encoder().pixels, options)
     assert (len(pixels), len(calibration)) == (48, 8)
     together = [image.tobytes() for image in (*pixels, *calibration)]
     assert len(set(together)) == 56
@@ -239,6 +239,8 @@ def test_the_command_prints_the_report_and_the_space(
         tiny_run.data,
         "--out",
         target,
+        "--precision",
+        "fp32",
         "--golden",
         *golden_of(tiny_run),
     )
@@ -251,7 +253,8 @@ def test_the_command_prints_the_report_and_the_space(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"run": "nowhere"}, "nowhere lacks recipe.json"),
+        ({"run": "data"}, "data lacks recipe.json"),
+        ({"run": "nowhere"}, "nowhere is no run folder; a model needs --images"),
         ({"--data": "nowhere"}, "images.csv"),
         ({"--golden": "gone.png"}, "gone.png"),
         ({"--golden": "notes.txt"}, "notes.txt"),
@@ -261,6 +264,7 @@ def test_the_command_exits_1_with_the_fault(
     tiny_run: Run, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], message: str
 ) -> None:
     (tmp_path / "notes.txt").write_text("no photo")
+    (tmp_path / "data").mkdir()
     golden = golden_of(tiny_run)[0]
     given = {"run": tiny_run.folder, "--data": tiny_run.data, "--out": tmp_path / "b", "--golden": golden}
     run, *rest = (given | {key: tmp_path / value for key, value in change.items()}).items()
@@ -276,7 +280,7 @@ def test_data_that_the_run_was_not_trained_on_are_refused(tiny_run: Run, tmp_pat
     with (tmp_path / "data/images.csv").open("a") as stream:
         stream.write("images/none-0.png,imagenet,nothing,,\n")
     with pytest.raises(ValueError, match=r"\['images.csv'\] are not the files"):
-        packaging.package(
+        package_run(
             tiny_run.folder, tmp_path / "data", tmp_path / "b", precisions=("fp32",), golden_photos=golden_of(tiny_run)
         )
 
@@ -285,9 +289,11 @@ def test_a_student_becomes_a_bundle_with_one_space(tiny_run: Run, tmp_path: Path
     recipe, run = replace(STUDENT, split_seeds=(0,)), tmp_path / "student"
     run_students(recipe, tiny_run.folder, tiny_run.data, run)
     with pytest.raises(ValueError, match=r"lacks final/weights.safetensors.*--final"):
-        package(run, tiny_run.data, tmp_path / "out", precisions=WANTED, golden_photos=golden_of(tiny_run))
+        package_run(run, tiny_run.data, tmp_path / "out", precisions=WANTED, golden_photos=golden_of(tiny_run))
     run_students(recipe, tiny_run.folder, tiny_run.data, run, final=True)
-    bundle, _ = package(run, tiny_run.data, tmp_path / "out", precisions=("fp32",), golden_photos=golden_of(tiny_run))
+    bundle, _ = package_run(
+        run, tiny_run.data, tmp_path / "out", precisions=("fp32",), golden_photos=golden_of(tiny_run)
+    )
     manifest = read_bundle(bundle.path).manifest
     assert list(manifest.spaces) == ["aligned"] and manifest.name == "tiny-student"
     student = tiny_encoder()

@@ -18,7 +18,7 @@ from export.precision import PRECISIONS, Precision, convert
 from tests.export.conftest import Exported
 from tests.training.tiny import tiny_encoder
 
-NEAR = {"fp32": 1e-6, "fp16-weights": 1e-4, "fp16": 1e-3, "int8": 0.1}
+NEAR = {"fp32": 1e-6, "fp16-weights": 1e-4, "fp16": 1e-3, "int8-weights": 1e-3, "int8": 0.1}
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,8 @@ import pytest
 
 from contract.pixels import load_pixels
 from export.graph import AlignedModel
-from export.package import package
 from export.parity import one_minus_cosine, torch_vectors
-from tests.export.conftest import Run
+from tests.export.conftest import Run, package_run
 from tests.training.tiny import tiny_encoder
 from training.align import Transform
 
@@ -24,7 +23,7 @@ def test_a_photo_has_the_same_vector_in_torch_in_onnx_and_over_http(
     tiny_run: Run, tmp_path: Path, serve: Callable[..., Any]
 ) -> None:
     photos = sorted((tiny_run.data / "images").glob("*-1.png"))[:5]
-    bundle, _ = package(
+    bundle, _ = package_run(
         tiny_run.folder, tiny_run.data, tmp_path / "b", precisions=("fp32",), golden_photos=tuple(photos[:2])
     )
     model = AlignedModel(tiny_encoder(), Transform.load(tiny_run.folder / "transform.npz"))

@@ -1,0 +1,111 @@
+"""What exporting is worth on a CPU: the graph against torch, and its precisions against each other.
+
+    python -m benchmarks.export --models vit-ti vit-s vit-b --batches 1 4 16 64
+
+Random weights: speed does not depend on them. For each model and batch size, torch eager, torch.compile (where a C++
+compiler is found; --no-compile leaves it out), and the graph in each precision embed the same images in rounds, one
+after the other, in turns who is first, all with the same number of threads. Printed, as JSON: the median over rounds
+of the ratio to torch eager within a round, so that what else the machine does hits all sides alike, and of each
+graph's ratio to the float32 graph; milliseconds an image are for orientation only.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+
+from contract.bundle import GRAPH_INPUT
+from export.graph import EmbeddingModel, export_graph
+from export.precision import PRECISIONS, convert
+from training.models import build
+
+MODELS = {
+    "vit-ti": "timm:vit_tiny_patch16_224",
+    "vit-s": "timm:vit_small_patch16_224",
+    "vit-b": "timm:vit_base_patch16_224",
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=tuple(MODELS))
+    parser.add_argument("--batches", nargs="+", type=int, default=(1, 4, 16, 64))
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=("fp32", "int8"))
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(json.dumps({name: _model(name, args) for name in args.models}, indent=2))
+
+
+def _model(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    encoder = build(MODELS[name], pretrained=False)
+    model = EmbeddingModel(encoder).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        files = {precision: Path(folder) / f"{precision}.onnx" for precision in ("fp32", *args.precisions)}
+        export_graph(model, encoder.pixels.shape, files["fp32"])
+        rng = np.random.default_rng(0)
+        calibration = rng.integers(0, 256, (8, *encoder.pixels.shape), dtype=np.uint8)
+        for precision in set(args.precisions) - {"fp32"}:
+            convert(files["fp32"], files[precision], precision, calibration)
+        sides: dict[str, Callable[[Any], Any]] = {"eager": _torch(model)}
+        if args.compile:
+            sides["compile"] = _torch(torch.compile(model))
+        sides |= {precision: _graph(file, args.threads) for precision, file in files.items()}
+        return {
+            "megabytes": {precision: round(file.stat().st_size / 1e6, 1) for precision, file in files.items()},
+            "batches": {n: _batch(sides, rng.integers(0, 256, (n, *encoder.pixels.shape)), args) for n in args.batches},
+        }
+
+
+def _torch(model: Any) -> Callable[[Any], Any]:
+    def run(pixels: Any) -> Any:
+        with torch.inference_mode():
+            return model(torch.from_numpy(pixels))
+
+    return run
+
+
+def _graph(file: Path, threads: int) -> Callable[[Any], Any]:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return lambda pixels: session.run(None, {GRAPH_INPUT: pixels})
+
+
+def _batch(sides: dict[str, Callable[[Any], Any]], images: Any, args: argparse.Namespace) -> dict[str, Any]:
+    pixels = images.astype(np.uint8)
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(args.rounds + 1):
+        for name, run in sorted(sides.items(), reverse=bool(number % 2)):  # neither is always the first
+            start = time.perf_counter()
+            run(pixels)
+            if number:  # the first round warms up, and compiles
+                seconds[name].append(time.perf_counter() - start)
+    return {
+        "ms an image": {name: round(median(taken) / len(pixels) * 1000, 1) for name, taken in seconds.items()},
+        "times as fast as eager": _ratios(seconds, "eager"),
+        "times as fast as fp32": {k: v for k, v in _ratios(seconds, "fp32").items() if k not in ("eager", "compile")},
+    }
+
+
+def _ratios(seconds: dict[str, list[float]], against: str) -> dict[str, float]:
+    return {
+        name: round(median(a / b for a, b in zip(seconds[against], taken, strict=True)), 2)
+        for name, taken in seconds.items()
+        if name != against
+    }
+
+
+if __name__ == "__main__":
+    main()
