@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from app import logs
 from app.main import create_app
+from app.served import ServedModel
 from app.server import Protocol, Server
-from app.service import VERSION, ServedModel
+from app.service import VERSION
 from app.settings import Settings
 
 

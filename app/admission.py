@@ -11,6 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from app.errors import ServiceError
 from app.metrics import Metrics
@@ -60,14 +61,22 @@ class ByteBudget:
             self._metrics.held_bytes.set(self.held)
 
 
+@dataclass
+class House:
+    """Images of all models in this process: together they take its memory."""
+
+    images: int = 0
+
+
 class Admission:
-    """Images being decoded, queued and inferred.
+    """Images of one model being decoded, queued and inferred.
 
     Args:
-        most: images at once.
+        most: images of all models at once; one that has none yet may go beyond it by a request.
         max_wait: seconds that a new image may be predicted to wait for those before it.
         full: images that keep every decode thread and the engine busy.
         pace: seconds an image takes, as the warm-up suggests.
+        house: where the images of all models are counted.
         clock: seconds, the event loop's.
     """
 
@@ -79,6 +88,7 @@ class Admission:
         full: int,
         pace: float,
         metrics: Metrics,
+        house: House | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.images = 0
@@ -87,6 +97,7 @@ class Admission:
         self._full = full
         self._prior = pace
         self._metrics = metrics
+        self._house = house or House()
         self._clock = clock
         self._since = clock()
         self._enough = full
@@ -117,8 +128,9 @@ class Admission:
         if not self.images:
             return
         wait = self.wait
-        if self.images + n > self._most:
-            self._refuse("count", f"{self.images} images are being served; at most {self._most}.", self._most)
+        if self._house.images + n > self._most:
+            detail = f"{self._house.images} images are being served; at most {self._most}."
+            self._refuse("count", detail, self._most)
         if wait > self.max_wait:
             detail = f"the images before yours take {wait:.2f} s more; at most {self.max_wait:g} s are let in."
             self._refuse("wait", detail, self.max_wait)
@@ -146,9 +158,10 @@ class Admission:
     def _change(self, n: int) -> None:
         self._settle()
         self.images += n
+        self._house.images += n
         if not self.images:
             self._enough = self._full
-        self._metrics.admitted.set(self.images)
+        self._metrics.admitted.set(self._house.images)
 
     def _settle(self) -> None:
         now = self._clock()

@@ -66,7 +66,7 @@ class Batcher:
         self._ended = False
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
-        metrics.queued.set_function(self._queue.qsize)
+        metrics.queues.append(self._queue.qsize)
         self._thread.start()
 
     @property
@@ -96,6 +96,8 @@ class Batcher:
         """Finish what is queued, then end the thread; one that hangs is left behind."""
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
+        with contextlib.suppress(ValueError):  # closed before
+            self._metrics.queues.remove(self._queue.qsize)
 
     def _run(self) -> None:
         try:

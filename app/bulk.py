@@ -375,7 +375,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("folder", type=Path, help="photos, searched with all folders inside")
     parser.add_argument("--out", type=Path, required=True, help="folder of the vectors, made if it is not there")
-    parser.add_argument("--bundle", type=Path, default=settings.bundle, help="default: the service's (%(default)s)")
+    parser.add_argument("--bundle", type=Path, default=settings.bundles[0], help="default: the service's (%(default)s)")
     parser.add_argument("--space", choices=("aligned", "base"), default="aligned")
     parser.add_argument("--normalize", action="store_true", help="scale vectors to length 1: a space of its own")
     parser.add_argument("--format", choices=("parquet", "npy"), default="parquet")

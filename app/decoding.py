@@ -25,19 +25,16 @@ class Decoded(NamedTuple):
 
 
 class DecodePool:
-    """Threads that decode. Pillow releases the GIL, so they really run side by side.
+    """Threads that decode for every model. Pillow releases the GIL, so they really run side by side.
 
     Args:
         stuck_seconds: longer than any image may take; a thread that takes longer is lost.
         keys: whether to give the keys of pixels too.
     """
 
-    def __init__(
-        self, threads: int, spec: PixelSpec, limits: PixelLimits, stuck_seconds: float, *, keys: bool = False
-    ) -> None:
+    def __init__(self, threads: int, limits: PixelLimits, stuck_seconds: float, *, keys: bool = False) -> None:
         self._keys = keys
         self.threads = threads
-        self._spec = spec
         self._limits = limits
         self._stuck_seconds = stuck_seconds
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -59,15 +56,15 @@ class DecodePool:
         """Whether a thread is decoding."""
         return bool(self._running)
 
-    async def decode(self, images: Sequence[bytes], until: float) -> list[Decoded | ImageError]:
-        """Each image as a tensor, or its fault.
+    async def decode(self, images: Sequence[bytes], spec: PixelSpec, until: float) -> list[Decoded | ImageError]:
+        """Each image as a tensor of `spec`, or its fault.
 
         Raises:
             TimeoutError: `until` had passed before an image began.
             ServiceError: 503 where every thread hangs.
         """
         loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._executor, self._one, image, until) for image in images]
+        jobs = [loop.run_in_executor(self._executor, self._one, image, spec, until) for image in images]
         found = await waiting.results(jobs, lambda: self.alive, "image decoding hangs", every=True)
         tensors: list[Decoded | ImageError] = []
         for outcome in found:
@@ -83,14 +80,14 @@ class DecodePool:
         while self.busy and time.monotonic() < until:
             await asyncio.sleep(0.01)
 
-    def _one(self, image: bytes, until: float) -> Decoded:
+    def _one(self, image: bytes, spec: PixelSpec, until: float) -> Decoded:
         now = time.monotonic()
         if now > until:  # the event loop's clock; it may be too busy to have cancelled this
             raise TimeoutError
         me = threading.get_ident()
         self._running[me] = now
         try:
-            pixels = load_pixels(image, self._spec, self._limits)
+            pixels = load_pixels(image, spec, self._limits)
             return Decoded(pixels, pixel_key(pixels) if self._keys else b"")
         finally:
             del self._running[me]

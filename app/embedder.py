@@ -13,23 +13,30 @@ from app.engine import Engine, Vectors
 from app.errors import ServiceError
 from app.metrics import Metrics, Norms, format_of
 from app.timings import Timings
-from contract.pixels import ImageError
+from contract.pixels import ImageError, PixelSpec
 
 
 class Embedder:
-    """Encoded images in, vectors out."""
+    """Encoded images in, vectors out.
+
+    Args:
+        decoders: of the whole process; whoever made them closes them.
+        spec: what the engine's pixels are.
+    """
 
     def __init__(
         self,
         engine: Engine,
         decoders: DecodePool,
+        spec: PixelSpec,
         admission: Admission,
         metrics: Metrics,
         norms: Norms,
         cache: VectorCache | None = None,
     ) -> None:
         self.engine = engine
-        self.decoders = decoders
+        self._decoders = decoders
+        self._spec = spec
         self.admission = admission
         self._metrics = metrics
         self._norms = norms
@@ -38,11 +45,10 @@ class Embedder:
     @property
     def alive(self) -> bool:
         """False once the process must be restarted to embed again."""
-        return self.engine.alive and self.decoders.alive
+        return self.engine.alive and self._decoders.alive
 
     async def close(self) -> None:
-        """Finish queued work and end every thread."""
-        await self.decoders.close()
+        """Finish queued work and end the engine."""
         await self.engine.close()
 
     async def embed(self, images: Sequence[bytes], timings: Timings) -> Vectors:
@@ -72,6 +78,18 @@ class Embedder:
         """
         return await self._rows(images, timings, partial=True)
 
+    async def embed_aside(self, image: bytes, timings: Timings) -> Row:
+        """Vectors of one image that no request waits for: neither admitted nor counted, and nothing is kept.
+
+        Raises:
+            ServiceError, TimeoutError: as for `embed`.
+        """
+        (outcome,) = await self._decoders.decode([image], self._spec, timings.until)
+        if isinstance(outcome, ImageError):
+            raise ServiceError.of_image(outcome, 0) from outcome
+        vectors = await self.engine.embed([outcome.pixels], timings)
+        return {space: matrix[0] for space, matrix in vectors.items()}
+
     async def _rows(self, images: Sequence[bytes | ServiceError], timings: Timings, *, partial: bool) -> list[Any]:
         first: dict[bytes, int] = {}
         for i, image in enumerate(images):
@@ -79,7 +97,7 @@ class Embedder:
                 first.setdefault(image, i)
         with self.admission.admit(len(first), timings.until):
             start = time.perf_counter()
-            outcomes = await self.decoders.decode(list(first), timings.until)
+            outcomes = await self._decoders.decode(list(first), self._spec, timings.until)
             timings.add("decode", time.perf_counter() - start)
             known: dict[bytes, Row | ServiceError] = {}
             tensors: dict[bytes, Decoded] = {}

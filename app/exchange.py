@@ -1,6 +1,7 @@
 """What the judging routes share: taking a body in, the deadline, embedding what was given, the head of a reply."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, cast
@@ -14,8 +15,10 @@ from app import intake
 from app.errors import ServiceError
 from app.fetch import Fetcher, FetchError, Target
 from app.intake import Body, Given
+from app.models import Snapshot
 from app.schemas import Options
-from app.service import ServedModel, Service
+from app.served import ServedModel
+from app.service import Service
 from app.timings import Timings
 
 
@@ -28,15 +31,31 @@ class Taken(NamedTuple):
     """A request whose body is there.
 
     Attributes:
+        client: what keeps a client with its model behind an alias; never logged.
+        models: those that were served when its body was there; they stay open until its block ends.
         spend: to be told how many images it has, for its key.
         take: to be told of more bytes that are held for it.
     """
 
     service: Service
+    models: Snapshot
+    client: bytes
     body: Body
     timings: Timings
     spend: Callable[[int], None]
     take: Callable[[int], None]
+
+    def model(self, options: Options) -> ServedModel:
+        """The model it asks for. Raises ServiceError: no such model, or not to be had now."""
+        model = self.service.usable(self.models.choose(options, self.client))
+        self.service.metrics.served.labels(model.name).inc()
+        return model
+
+    def vector_size(self, options: Options) -> int:
+        """Length of a vector in the space it asks for, after checking that it is the one expected."""
+        model = self.service.usable(self.models.choose(options, self.client))
+        model.space_fingerprint(options)
+        return model.manifest.spaces[options.space].size
 
     async def files(self, images: Sequence[bytes | Target]) -> list[bytes]:
         """The images as files, those given as URLs fetched. Raises ServiceError of the first that cannot be had."""
@@ -89,14 +108,21 @@ async def taken_in(request: Request, *, raw: bool) -> AsyncIterator[Taken]:
     """
     service = service_of(request)
     spend = service.keys.admit(request.headers.get("authorization"))
-    service.model()
+    service.require_any()
     timings: Timings = request.state.timings
     with service.body_bytes.hold() as take:
         with timings.measure("read"):
             body = await intake.read_body(request, service.settings, service.body_bytes.require, take)
         intake.require_media_type(body, raw=raw)
         async with _deadline(request), _while_connected(request):
-            yield Taken(service, body, timings, spend, take)
+            with service.models.hold() as models:
+                yield Taken(service, models, _client_key(request), body, timings, spend, take)
+
+
+def _client_key(request: Request) -> bytes:
+    """X-Client-Key, or the API key, or chance: who says nothing of itself has no model to keep to."""
+    named = request.headers.get("x-client-key") or request.headers.get("authorization")
+    return named.encode() if named else os.urandom(16)
 
 
 @asynccontextmanager
@@ -150,13 +176,13 @@ async def _while_connected(request: Request) -> AsyncIterator[None]:
 
 async def vectors_of(
     model: ServedModel, given: Given, space: str, taken: Taken
-) -> tuple[NDArray[np.float64], dict[str, int]]:
-    """[n, d] float64 vectors of what was given, and the usage."""
+) -> tuple[NDArray[np.float64], list[bytes]]:
+    """[n, d] float64 vectors of what was given, and the files that were embedded for it."""
     if given.vectors is not None:
-        return given.vectors, usage([])
+        return given.vectors, []
     images = await taken.files(given.images)
     embedded = await model.embedder.embed(images, taken.timings)
-    return embedded[space].astype(np.float64), usage(images)
+    return embedded[space].astype(np.float64), images
 
 
 def usage(images: Sequence[bytes | ServiceError]) -> dict[str, int]:
@@ -167,13 +193,6 @@ def usage(images: Sequence[bytes | ServiceError]) -> dict[str, int]:
 def head(model: ServedModel, options: Options, fingerprint: str, used: dict[str, int]) -> dict[str, Any]:
     """The fields that every judging reply starts with."""
     return {"model": model.name, "space": options.space, "fingerprint": fingerprint, "usage": used}
-
-
-def vector_size(service: Service, options: Options) -> int:
-    """Length of a vector in the space asked for, after checking that it is the one expected."""
-    model = service.model(options.model)
-    model.space_fingerprint(options)
-    return model.manifest.spaces[options.space].size
 
 
 def body_schema(json_model: str, form: dict[str, Any], files: Sequence[str]) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors, logs, schemas
 from app.errors import ServiceError
-from app.routes import about, embed, odd_one_out, similarity
-from app.service import VERSION, ServedModel, Service
+from app.routes import about, admin, embed, odd_one_out, openai, similarity
+from app.served import ServedModel
+from app.service import VERSION, Service
 from app.settings import Settings
 from app.timings import Timings
 from app.tracing import Tracing
@@ -45,14 +46,14 @@ def create_app(
     on_ready: Callable[[ServedModel], None] | None = None,
     on_failure: Callable[[Exception], None] | None = None,
 ) -> FastAPI:
-    """The service for one bundle. Nothing is read or started before the lifespan begins.
+    """The service for the bundles of the settings. Nothing is read or started before the lifespan begins.
 
-    The bundle loads beside the running server: /health/live answers at once, everything else 503
-    until the bundle is verified and warm.
+    The bundles load beside the running server: /health/live answers at once, everything else 503
+    until they are verified and warm.
 
     Args:
-        on_ready: called once, when the first request would be served.
-        on_failure: called if the bundle cannot be served; without it the error ends the lifespan.
+        on_ready: called once with the default model, when the first request would be served.
+        on_failure: called if a bundle cannot be served; without it the error ends the lifespan.
     """
     service = Service(settings)
 
@@ -60,7 +61,7 @@ def create_app(
         try:
             if settings.trace_endpoint:
                 service.tracing = await asyncio.to_thread(Tracing, settings.trace_endpoint, VERSION)
-            model = await service.load(settings.bundle)
+            model = await service.load()
         except Exception as error:
             log.error("the bundle cannot be served: %s: %s", type(error).__name__, error)
             if on_failure is None:
@@ -96,7 +97,7 @@ def create_app(
     )
     app.state.service = service
     errors.install(app)
-    for room in (embed, odd_one_out, similarity, about):
+    for room in (embed, odd_one_out, similarity, openai, about, *([admin] if settings.admin_keys else [])):
         app.include_router(room.router)
     app.add_middleware(_Observe, service=service)
     if settings.cors_origins:  # outermost, so that a page can read errors too
@@ -104,7 +105,14 @@ def create_app(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST"),
-            allow_headers=("Accept", "Authorization", "Content-Type", "X-Request-Id", "X-Request-Timeout-Ms"),
+            allow_headers=(
+                "Accept",
+                "Authorization",
+                "Content-Type",
+                "X-Client-Key",
+                "X-Request-Id",
+                "X-Request-Timeout-Ms",
+            ),
             expose_headers=_EXPOSED,
         )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -122,7 +130,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                 known.setdefault(name, nested)
             known[model.__name__] = definition
         # FastAPI promises its own 422 for path parameters; a name of any text is valid here.
-        document["paths"]["/models/{name}"]["get"]["responses"].pop("422", None)
+        for path, operations in document["paths"].items():
+            for operation in operations.values() if "{name}" in path else ():
+                operation["responses"].pop("422", None)
         for unused in ("HTTPValidationError", "ValidationError"):
             known.pop(unused, None)
     return app.openapi_schema or {}

@@ -1,7 +1,7 @@
 """Prometheus metrics of one app, in base units, with bounded labels only (never a path, name or key)."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -166,6 +166,8 @@ class Metrics:
         self.queued = Gauge(
             "alignet_queue_images", "Decoded images waiting for the inference thread.", registry=self.registry
         )
+        self.queues: list[Callable[[], int]] = []  # one of each engine of this process
+        self.queued.set_function(lambda: float(sum(length() for length in self.queues)))
         self.wait = Gauge(
             "alignet_predicted_wait_seconds",
             "Time until the images admitted now are predicted to be done.",
@@ -180,6 +182,26 @@ class Metrics:
         )
         for reason in REASONS:
             self.rejected.labels(reason)
+        self.served = Counter(
+            "alignet_model_requests", "Requests by the model that answered.", ("model",), registry=self.registry
+        )
+        self.reloads = Counter(
+            "alignet_reloads",
+            "New versions of a bundle asked for, by what came of it.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        for outcome in ("done", "unchanged", "refused"):
+            self.reloads.labels(outcome)
+        self.shadow_requests = Counter(
+            "alignet_shadow_requests", "Requests sampled for the shadow model.", ("outcome",), registry=self.registry
+        )
+        self.shadow_triplets = Counter(
+            "alignet_shadow_triplets",
+            "Decisions of a model, compared with the shadow model's.",
+            ("model", "shadow", "outcome"),
+            registry=self.registry,
+        )
         self.cache = Counter(
             "alignet_cache_lookups", "Images looked up in the cache of vectors.", ("outcome",), registry=self.registry
         )

@@ -240,6 +240,21 @@ class ModelList(BaseModel):
     models: list[ModelSummary]
 
 
+class AliasedModelList(ModelList):
+    """Answer of /models where names stand for several models."""
+
+    aliases: dict[str, dict[str, float]] = Field(description="For each such name, the models and their weights.")
+
+
+class Memory(BaseModel):
+    """What one model takes in this process."""
+
+    graph_bytes: int = Field(description="Of the graph's file.")
+    resident_bytes: int | None = Field(
+        description="By how much the process grew while the model was opened and warmed; null if Triton has it."
+    )
+
+
 class ModelCard(ModelSummary):
     """Answer of /models/{name}: the manifest's figures, the limits, the fingerprints."""
 
@@ -255,6 +270,22 @@ class ModelCard(ModelSummary):
     parity: dict[str, Any]
     limits: dict[str, float]
     providers: list[str]
+    memory: Memory
+
+
+class AliasWeights(_Strict):
+    """JSON body that changes an alias; and its answer."""
+
+    weights: dict[str, float] = Field(min_length=1, description="Models and the weights by which they share.")
+
+
+class Reloaded(BaseModel):
+    """Answer of a reload."""
+
+    model: str
+    fingerprint: str = Field(description="Of the aligned space, now.")
+    previous_fingerprint: str
+    changed: bool = Field(description="False if the bundle in the folder is the one that was served already.")
 
 
 class Health(BaseModel):

@@ -1,152 +1,30 @@
-"""What serves: the bundle with its engine, and the state of the process around it."""
+"""The state of the process around the models: what all requests share, and whether it can serve."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from importlib.metadata import version
-from pathlib import Path
 
-from app.admission import Admission, ByteBudget
-from app.batching import Batcher
-from app.cache import VectorCache
+from app.admission import ByteBudget, House
+from app.alias import Alias
 from app.decoding import DecodePool
-from app.embedder import Embedder
-from app.engine import PROVIDERS, Engine, cpu_quota, open_engine
+from app.engine import EngineUnavailable, cpu_quota
 from app.errors import ServiceError
 from app.fetch import Fetcher
 from app.keys import Keys
-from app.metrics import Metrics, Norms
-from app.schemas import ModelCard, ModelSummary, Options, SpaceCard
+from app.metrics import Metrics
+from app.models import Models, Snapshot, WrongModels
+from app.served import Process, ServedModel, bundle_folders, open_model, read_model
 from app.settings import Settings
+from app.shadow import Shadow
 from app.tracing import Tracing
-from app.triton_engine import CHECK_SECONDS, open_triton
-from contract.bundle import Bundle, Manifest, check_golden_pixels, read_bundle, space_fingerprint
+from app.triton_engine import CHECK_SECONDS
 
 log = logging.getLogger("alignet")
 VERSION = version("alignet-serve")
-
-
-class ServedModel:
-    """One bundle with the engine that embeds for it.
-
-    Args:
-        max_batch: images the engine takes at once.
-        pace: seconds an image takes in such a batch, as far as known.
-    """
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        engine: Engine,
-        providers: list[str],
-        settings: Settings,
-        metrics: Metrics,
-        *,
-        max_batch: int,
-        pace: float,
-    ) -> None:
-        self.manifest: Manifest = bundle.manifest
-        self.engine = engine
-        self.providers = providers
-        threads = settings.decode_threads or min(8, max(1, cpu_quota() // 2))
-        log.info("%d decode threads", threads)
-        cache = VectorCache(settings.cache_images, metrics) if settings.cache_images else None
-        decoders = DecodePool(
-            threads,
-            bundle.manifest.pixels,
-            settings.pixel_limits,
-            settings.stuck_seconds,
-            keys=cache is not None,
-        )
-        admission = Admission(
-            most=settings.max_admitted_images,
-            max_wait=settings.max_wait or (1.0 if providers[0] in (PROVIDERS["cpu"], "triton") else 0.25),
-            full=threads + 2 * max_batch,
-            pace=pace,
-            metrics=metrics,
-        )
-        norms = Norms(metrics.norm, bundle.manifest.name, bundle.golden.vectors)
-        self.embedder = Embedder(engine, decoders, admission, metrics, norms, cache)
-
-    @property
-    def name(self) -> str:
-        """The manifest's name."""
-        return self.manifest.name
-
-    def space_fingerprint(self, options: Options, *, normalize: bool = False) -> str:
-        """Fingerprint of the space that `options` ask for.
-
-        Raises:
-            ServiceError: the bundle lacks that space, or it is not the one the client expects.
-        """
-        if options.space not in self.manifest.spaces:
-            raise ServiceError("invalid_request", f"model {self.name!r} has no space {options.space!r}.")
-        actual = space_fingerprint(self.manifest, options.space, normalize=normalize)
-        if options.expect_fingerprint not in (None, actual):
-            raise ServiceError(
-                "space_mismatch",
-                f"expected fingerprint {options.expect_fingerprint!r}, but this space has {actual!r}; "
-                "its vectors must not be mixed with yours. Embed again, or ask the model that made them.",
-            )
-        return actual
-
-    def summary(self) -> ModelSummary:
-        """One line of the list of models."""
-        m = self.manifest
-        fingerprint = m.spaces["aligned"].fingerprint
-        return ModelSummary(name=m.name, description=m.description, alignment=m.alignment, fingerprint=fingerprint)
-
-    def card(self, limits: dict[str, int | float]) -> ModelCard:
-        """The model card: what the manifest states, and the limits in force."""
-        m = self.manifest
-        fields = m.to_json()
-        spaces = {
-            name: SpaceCard(
-                size=space.size,
-                similarity=space.similarity,
-                temperature=space.temperature,
-                calibrated=space.calibrated,
-                calibrated_on=space.calibrated_on,
-                fingerprint=space.fingerprint,
-                fingerprint_normalized=space_fingerprint(m, name, normalize=True),
-            )
-            for name, space in m.spaces.items()
-        }
-        shown = ("created", "license", "base_model", "training", "precision", "tie_rule", "pixels", "figures", "parity")
-        return ModelCard(
-            **self.summary().model_dump(),
-            **{name: fields[name] for name in shown},
-            spaces=spaces,
-            limits=limits | {"max_wait": self.embedder.admission.max_wait},  # 0 in the settings takes one
-            providers=self.providers,
-        )
-
-
-async def open_model(bundle_path: Path, settings: Settings, metrics: Metrics) -> ServedModel:
-    """Read and verify a bundle and start its engine, which is warm, or looking for its Triton.
-
-    Raises:
-        BundleError: the bundle, its graph or this installation's pixels are not as the manifest states.
-        EngineUnavailable: no engine as asked for.
-    """
-    bundle = await asyncio.to_thread(read_bundle, bundle_path)
-    if settings.triton_url:
-        await asyncio.to_thread(check_golden_pixels, bundle)
-        triton = open_triton(bundle, settings.triton_url, metrics)
-        return ServedModel(bundle, triton, ["triton"], settings, metrics, max_batch=8, pace=0.02)
-    threads = settings.inference_threads or cpu_quota()
-    max_batch = settings.max_batch or (4 if settings.device == "cpu" else 32)
-    graph = await asyncio.to_thread(
-        open_engine,
-        bundle,
-        device=settings.device,
-        threads=threads,
-        max_batch=max_batch,
-        allow_cpu_fallback=settings.allow_cpu_fallback,
-    )
-    log.info("%d inference threads, batches of at most %d", threads, max_batch)
-    batcher = Batcher(graph, max_batch, metrics, settings.stuck_seconds)
-    return ServedModel(bundle, batcher, graph.providers, settings, metrics, max_batch=max_batch, pace=graph.pace)
+ENGINE_SECONDS = 10.0
+"""How long a reload waits for Triton to serve the new version."""
 
 
 class Service:
@@ -160,14 +38,25 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.body_bytes = ByteBudget(settings.max_held_bytes, self.metrics)
-        self.fetcher: Fetcher | None = None  # opened with the bundle, on the event loop
+        self.fetcher: Fetcher | None = None  # opened with the bundles, on the event loop
         self.leaving = False
         self.draining = False
-        self.tracing: Tracing | None = None  # opened with the bundle, if asked for
-        self._model: ServedModel | None = None
+        self.tracing: Tracing | None = None  # opened with the bundles, if asked for
+        self.models = Models()
+        self.shadow: Shadow | None = None
+        self.decoders = DecodePool(
+            settings.decode_threads or min(8, max(1, cpu_quota() // 2)),
+            settings.pixel_limits,
+            settings.stuck_seconds,
+            keys=settings.cache_images > 0,
+        )
+        self._reloading = asyncio.Lock()
+        self._process = Process(settings, self.metrics, self.decoders, House())
         self.metrics.ready.set_function(lambda: float(self.ready))
-        self.metrics.wait.set_function(lambda: self._model.embedder.admission.wait if self._model else 0.0)
-        self.metrics.stuck.set_function(lambda: float(self._model.embedder.decoders.stuck) if self._model else 0.0)
+        self.metrics.wait.set_function(
+            lambda: max((model.embedder.admission.wait for model in self._current), default=0.0)
+        )
+        self.metrics.stuck.set_function(lambda: float(self.decoders.stuck))
         self.keys = Keys(
             [key.get_secret_value() for key in settings.api_keys],
             settings.api_keys_file,
@@ -175,45 +64,148 @@ class Service:
             max(settings.key_images_per_second, float(settings.max_images)),
             self.metrics,
         )
+        self.admin_keys = Keys([key.get_secret_value() for key in settings.admin_keys], None, 0, 0, self.metrics)
 
-    async def load(self, bundle_path: Path) -> ServedModel:
-        """Read, verify and warm the bundle; the service is ready after this, or already draining."""
-        start = time.perf_counter()
-        model = await open_model(bundle_path, self.settings, self.metrics)
+    @property
+    def _current(self) -> list[ServedModel]:
+        return list(self.models.current.models.values())
+
+    async def load(self) -> ServedModel:
+        """Read, verify and warm the bundles; the service is ready after this, or already draining.
+
+        Returns:
+            The model of requests that name none.
+
+        Raises:
+            BundleError, EngineUnavailable: see `read_model` and `open_model`.
+            WrongModels: see `Snapshot`.
+        """
+        log.info("%d decode threads", self.decoders.threads)
+        opened: list[ServedModel] = []
+        try:
+            for folder in bundle_folders(self.settings.bundles):  # one by one, to see what memory each takes
+                start = time.perf_counter()
+                model = await open_model(await read_model(folder), folder, self._process)
+                opened.append(model)
+                log.info(
+                    "model %s is loaded after %.2f s, fingerprint %s",
+                    model.name,
+                    time.perf_counter() - start,
+                    model.fingerprint,
+                )
+            snapshot = Snapshot.of(opened, self.settings.aliases)
+            self.shadow = self._open_shadow(snapshot)
+        except BaseException:
+            for model in opened:
+                await model.embedder.close()
+            raise
         if self.settings.fetch_origins:
             settings = self.settings
             self.fetcher = Fetcher(settings.fetch_origins, settings.max_image_bytes, settings.fetch_timeout)
-        self._model = model
-        while model.engine.away and not self.draining:  # Triton may come later than we do
+        self.models.install(snapshot)
+        # Triton may come later than we do, and a reload may come before it.
+        while any(model.engine.away for model in self._current) and not self.draining:
             await asyncio.sleep(0.05)
-        fingerprint = model.manifest.spaces["aligned"].fingerprint
-        self.metrics.build.labels(VERSION, model.name, fingerprint, model.providers[0]).set(1)
-        log.info(
-            "model %s is loaded after %.2f s, fingerprint %s", model.name, time.perf_counter() - start, fingerprint
-        )
-        return model
+        for model in self._current:
+            self.metrics.build.labels(VERSION, *model.build).set(1)
+        return self.models.current.default
+
+    async def reload(self, name: str) -> tuple[ServedModel, ServedModel]:
+        """Serve the bundle that is in a model's folder now; the old version finishes what it has begun.
+
+        The new one is read, verified and warmed beside the old one. Nothing changes if it is the same, or if
+        it cannot be served. One reload at a time: two new versions would need the memory of both.
+
+        Returns:
+            The model before and the model now, which are one if the manifest is the same.
+
+        Raises:
+            ServiceError: 404 no such model, 409 the new one cannot be served, 503 starting or draining.
+        """
+        async with self._reloading:
+            self._require_loaded()
+            old = self.models.current.models.get(name)
+            if old is None:
+                raise ServiceError("model_not_found", "no bundle of that name is served here; see /models.")
+            try:
+                new = await self._open_version(old)
+            except Exception as error:  # whatever is wrong with it, the old one is good
+                self.metrics.reloads.labels("refused").inc()
+                log.error("model %s stays as it is: %s: %s", name, type(error).__name__, error)
+                detail = f"{type(error).__name__}: the log says what is wrong. The old bundle is served on."
+                raise ServiceError("reload_refused", detail) from error
+            if new is old:
+                self.metrics.reloads.labels("unchanged").inc()
+                return old, old
+            if self.draining:
+                await new.embedder.close()
+                self._require_loaded()
+            self.models.install(self.models.current.with_version(new))
+            with contextlib.suppress(KeyError):  # not there before Triton was
+                self.metrics.build.remove(VERSION, *old.build)
+            self.metrics.build.labels(VERSION, *new.build).set(1)
+            self.metrics.reloads.labels("done").inc()
+            log.info("model %s is switched from fingerprint %s to %s", name, old.fingerprint, new.fingerprint)
+            return old, new
+
+    def _open_shadow(self, snapshot: Snapshot) -> Shadow | None:
+        name = self.settings.shadow
+        if not name:
+            return None
+        if name not in snapshot.models or len(snapshot.models) == 1:
+            raise WrongModels(f"shadow is {name!r}; expected one of several bundles: {', '.join(snapshot.models)}.")
+        return Shadow(name, self.settings.shadow_share, self.models, self._process.house, self.metrics)
+
+    def set_alias(self, alias: Alias) -> None:
+        """Split the traffic of a name from now on. Raises ServiceError: a model that is not served here."""
+        self._require_loaded()
+        try:
+            self.models.install(self.models.current.with_alias(alias))
+        except WrongModels as error:
+            raise ServiceError("invalid_request", str(error)) from error
+        log.info("alias %s is %s", alias.name, dict(alias.weights))
+
+    async def _open_version(self, old: ServedModel) -> ServedModel:
+        """What is in the folder of `old` now, or `old` if it is that."""
+        bundle = await read_model(old.folder)
+        if bundle.manifest.name != old.name:
+            raise WrongModels(f"{old.folder} has model {bundle.manifest.name!r} now; expected {old.name!r}.")
+        if bundle.manifest == old.manifest and old.embedder.alive:
+            return old
+        new = await open_model(bundle, old.folder, self._process)
+        try:
+            async with asyncio.timeout(ENGINE_SECONDS):
+                while new.engine.away:
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            away = new.engine.away
+            await new.embedder.close()
+            raise EngineUnavailable(str(away)) from None
+        return new
 
     async def close(self) -> None:
         """Finish the queued work and end the threads."""
         self.draining = True
         if self.fetcher is not None:
             await self.fetcher.close()
-        if self._model is not None:
-            await self._model.embedder.close()
+        if self.shadow is not None:
+            await self.shadow.close()
+        await self.decoders.close()
+        await self.models.close()
 
     @property
     def alive(self) -> bool:
         """False once a thread that serving needs has died or hangs."""
-        return self._model is None or self._model.embedder.alive
+        return all(model.embedder.alive for model in self._current)
 
     @property
     def hangs(self) -> bool:
         """Whether closing has left a decode thread behind, for which the interpreter would wait."""
-        return self._model is not None and self._model.embedder.decoders.busy
+        return self.decoders.busy
 
     @property
     def ready(self) -> bool:
-        """See `require_ready`: bundle verified, engine there and warm, not about to end."""
+        """See `require_ready`: bundles verified, engines there and warm, not about to end."""
         try:
             self.require_ready()
         except ServiceError:
@@ -221,20 +213,41 @@ class Service:
         return True
 
     def require_ready(self) -> None:
-        """Raises ServiceError 503 unless a load balancer should send requests here."""
+        """Raises ServiceError 503 unless a load balancer should send requests here: every model can be served."""
         if self.leaving:
             raise ServiceError("not_ready", "the service is draining.", retry_after=2)
-        self.model()
+        self._require_running()
+        for model in self._current:
+            _require_engine(model)
+
+    def require_any(self) -> None:
+        """Raises ServiceError 503 if no model can be served now."""
+        self._require_running()
+        if all(model.engine.away for model in self._current):
+            _require_engine(self.models.current.default)
 
     def model(self, name: str | None = None) -> ServedModel:
-        """The served model. Raises ServiceError: not ready, or another name."""
-        if self._model is None or self.draining or not self.alive:
-            state = (
-                "draining" if self.draining else "starting" if self._model is None else "broken and must be restarted"
-            )
+        """The model of that name, or the default. Raises ServiceError: not to be had now, or no such model."""
+        self.require_any()
+        return self.usable(self.models.current.named(name))
+
+    def usable(self, model: ServedModel) -> ServedModel:
+        """The model itself. Raises ServiceError 503 unless it can be served now."""
+        self._require_running()
+        return _require_engine(model)
+
+    def _require_running(self) -> None:
+        self._require_loaded()
+        if not self.alive:
+            raise ServiceError("not_ready", "the service is broken and must be restarted.", retry_after=2)
+
+    def _require_loaded(self) -> None:
+        if self.draining or not self.models.current.models:
+            state = "draining" if self.draining else "starting"
             raise ServiceError("not_ready", f"the service is {state}.", retry_after=2)
-        if away := self._model.engine.away:
-            raise ServiceError("engine_away", away, retry_after=CHECK_SECONDS)
-        if name not in (None, self._model.name):
-            raise ServiceError("model_not_found", f"the model served here is {self._model.name!r}; see /models.")
-        return self._model
+
+
+def _require_engine(model: ServedModel) -> ServedModel:
+    if away := model.engine.away:
+        raise ServiceError("engine_away", away, retry_after=CHECK_SECONDS)
+    return model

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.alias import Alias
 from app.fetch import Origin
 from app.keys import split_keys
 from contract.pixels import PixelLimits
@@ -34,8 +35,23 @@ class Settings(BaseSettings):
         cli_implicit_flags=True,
     )
 
-    bundle: Path = Field(
-        default=STARTER, description="Bundle folder to serve; the starter inside the package if not given."
+    bundle: Annotated[Path | tuple[Path, ...], NoDecode] = Field(
+        default=STARTER,
+        description="Bundle folder to serve, the starter if not given; several with commas between, or a folder of "
+        "them: requests name the `model`, or get the first.",
+    )
+    aliases: Annotated[tuple[Alias, ...], NoDecode] = Field(
+        default=(),
+        description="Names that stand for several models by weight, such as best=model-1:95,model-2:5, with "
+        "semicolons between; a client keeps its model.",
+    )
+    shadow: str = Field(
+        default="",
+        description="Name of a model whose decisions are compared with those given, on a share of the odd-one-out "
+        "requests; only counts of it are kept.",
+    )
+    shadow_share: float = Field(
+        default=0.01, gt=0, le=1, description="Share of those requests; fewer are compared while the service is busy."
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 in a container.")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes any free one.")
@@ -140,6 +156,10 @@ class Settings(BaseSettings):
         description="Images a second for each key, with a burst of max_images; beyond it, 429. A request without "
         "images counts as one. 0 has no bound.",
     )
+    admin_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="Comma-separated keys of the /admin paths, which only exist with one; none may be an API key.",
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Comma-separated origins whose pages may call this service from a browser; * is any. Off if "
@@ -169,7 +189,24 @@ class Settings(BaseSettings):
         "needs the extra `otel`. None are made if empty.",
     )
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("bundle", mode="before")
+    @classmethod
+    def _split_bundles(cls, value: object) -> object:
+        if not isinstance(value, str) or "," not in value or Path(value).exists():
+            return value
+        paths = tuple(Path(path.strip()) for path in value.split(",") if path.strip())
+        if not paths:
+            raise ValueError("expected folders with commas between")
+        return paths if len(paths) > 1 else paths[0]
+
+    @field_validator("aliases", mode="before")
+    @classmethod
+    def _split_aliases(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(Alias.parse(text) for text in value.split(";") if text.strip())
+
+    @field_validator("api_keys", "admin_keys", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -231,10 +268,21 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _admins_apart(self) -> "Settings":
+        if set(self.admin_keys) & set(self.api_keys):
+            raise ValueError("admin_keys and api_keys share a key; clients must not be admins")
+        return self
+
+    @model_validator(mode="after")
     def _one_body_fits(self) -> "Settings":
         if self.max_held_bytes < self.max_body_bytes:
             raise ValueError(f"max_held_bytes is {self.max_held_bytes}, less than one body (max_body_bytes)")
         return self
+
+    @property
+    def bundles(self) -> tuple[Path, ...]:
+        """`bundle`, whether one or several."""
+        return self.bundle if isinstance(self.bundle, tuple) else (self.bundle,)
 
     @property
     def pixel_limits(self) -> PixelLimits:

@@ -1,6 +1,7 @@
 """The toy: a real bundle of random weights, small enough to build inside a test."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def toy_manifest(spec: PixelSpec) -> Manifest:
     )
 
 
-def write_toy_bundle(target: Path, seed: int = 0) -> Path:
+def write_toy_bundle(target: Path, seed: int = 0, name: str = "toy") -> Path:
     """A whole, honest bundle at `target`, which any engine runs in microseconds."""
     import onnxruntime as ort
 
@@ -103,4 +104,4 @@ def write_toy_bundle(target: Path, seed: int = 0) -> Path:
     pixels = np.stack([load_pixels(image, spec) for image in images])
     aligned, base = ort.InferenceSession(graph).run(["aligned", "base"], {"pixels": pixels})
     golden = Golden(images=images, pixels=pixels, vectors={"aligned": aligned, "base": base})
-    return write_bundle(target, toy_manifest(spec), graph, golden).path
+    return write_bundle(target, replace(toy_manifest(spec), name=name), graph, golden).path

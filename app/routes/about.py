@@ -6,22 +6,28 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from app import errors
 from app.errors import ServiceError
 from app.exchange import service_of
-from app.schemas import Health, ModelCard, ModelList
+from app.schemas import AliasedModelList, Health, ModelCard, ModelList
 
 router = APIRouter()
 
 
 @router.get(
     "/models",
-    response_model=ModelList,
+    response_model=AliasedModelList | ModelList,
     responses=errors.responses("unauthorized", "rate_limited", "not_ready", "engine_away"),
     summary="Models served",
 )
 async def models(request: Request) -> ModelList:
-    """The models served here."""
+    """The models served here, the one of requests that name none first, and the aliases, if any."""
     service = service_of(request)
     service.keys.admit(request.headers.get("authorization"))
-    return ModelList(models=[service.model().summary()])
+    service.require_any()
+    current = service.models.current
+    listed = [model.summary() for model in current.models.values()]
+    if not current.aliases:
+        return ModelList(models=listed)
+    aliases = {name: dict(alias.weights) for name, alias in current.aliases.items()}
+    return AliasedModelList(models=listed, aliases=aliases)
 
 
 @router.get(

@@ -9,11 +9,9 @@ from numpy.typing import NDArray
 
 from app import errors, intake, replies
 from app.errors import ServiceError
-from app.exchange import body_schema, fields_of, head, taken_in, usage
+from app.exchange import Taken, body_schema, fields_of, head, taken_in, usage
 from app.fetch import Target
-from app.intake import Body
 from app.schemas import EmbedOptions, EmbedReply, EmbedRequest
-from app.service import Service
 
 router = APIRouter()
 
@@ -45,10 +43,10 @@ async def embed(request: Request) -> Response:
     `on_error: partial`, a bad image does not fail the others: its problem stands in its place in `data`.
     """
     async with taken_in(request, raw=True) as taken:
-        service, body, timings = taken.service, taken.body, taken.timings
+        timings = taken.timings
         with timings.measure("read"):
-            options, given = await _parse_embed(request, body, service)
-        model = service.model(options.model)
+            options, given = await _parse_embed(request, taken)
+        model = taken.model(options)
         fingerprint = model.space_fingerprint(options, normalize=options.normalize)
         binary = replies.preferred_binary(request.headers.get("accept"))
         images: Sequence[bytes | ServiceError]
@@ -67,7 +65,7 @@ async def embed(request: Request) -> Response:
             embedded = await model.embedder.embed(files, timings)
             vectors = embedded[options.space]
         if options.normalize:
-            vectors = _unit(vectors)
+            vectors = unit(vectors)
         with timings.measure("serialise"):
             if binary:
                 response = await replies.write_matrix(vectors, binary)
@@ -94,15 +92,15 @@ def _items(vectors: list[Any], faults: dict[int, ServiceError]) -> list[dict[str
     ]
 
 
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows scaled to length 1, in float64 so that the length is right to the last bit of float32."""
     wide = vectors.astype(np.float64)
     length = np.linalg.norm(wide, axis=1, keepdims=True)
     return (wide / np.where(length > 0, length, 1)).astype(np.float32)
 
 
-async def _parse_embed(request: Request, body: Body, service: Service) -> tuple[EmbedOptions, Images]:
-    settings = service.settings
+async def _parse_embed(request: Request, taken: Taken) -> tuple[EmbedOptions, Images]:
+    body, settings = taken.body, taken.service.settings
     query = dict(request.query_params)
     if len(query) < len(request.query_params.multi_items()):
         raise ServiceError("invalid_request", "a query parameter is given twice.")

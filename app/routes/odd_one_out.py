@@ -7,11 +7,11 @@ from fastapi import APIRouter, Request, Response
 
 from app import errors, intake, replies
 from app.errors import ServiceError
-from app.exchange import body_schema, fields_of, head, taken_in, vector_size, vectors_of
-from app.intake import Body, Given
+from app.exchange import Taken, body_schema, fields_of, head, taken_in, usage, vectors_of
+from app.intake import Given
 from app.judgments import Thresholds, TripletError, judge, triplet_index
 from app.schemas import OddOneOutOptions, OddOneOutReply, OddOneOutRequest
-from app.service import Service
+from app.shadow import Answered
 
 router = APIRouter()
 
@@ -33,27 +33,31 @@ async def odd_one_out(request: Request) -> Response:
     similarities into them, and whether it was fitted to people, stand in the reply.
     """
     async with taken_in(request, raw=False) as taken:
-        service, body, timings = taken.service, taken.body, taken.timings
+        service, timings = taken.service, taken.timings
         with timings.measure("read"):
-            options, given = await _parse_odd_one_out(request, body, service)
-        model = service.model(options.model)
+            options, given = await _parse_odd_one_out(request, taken)
+        model = taken.model(options)
         fingerprint = model.space_fingerprint(options)
         n = len(given.images) if given.vectors is None else len(given.vectors)
         try:
             index = triplet_index(options.triplets, n)
         except TripletError as error:
             raise ServiceError("invalid_request", str(error), index=error.index) from error
-        vectors, usage = await vectors_of(model, given, options.space, taken)
+        vectors, files = await vectors_of(model, given, options.space, taken)
         space, tie_rule = model.manifest.spaces[options.space], model.manifest.tie_rule
         thresholds = Thresholds(options.min_margin, options.max_entropy)
+        shadowed = service.shadow if files and service.shadow and service.shadow.wants(model) else None
+        decisions: list[int | None] = []
 
         def build() -> dict[str, Any]:
             results = judge(vectors, index, space, tie_rule, thresholds)
+            if shadowed:
+                decisions.extend(result["odd_one_out"] for result in results)
             service.metrics.entropy.observe([result["entropy"] for result in results])
             for result in results:
                 if result["abstained"]:
                     service.metrics.abstentions.labels(result["abstained"]).inc()
-            return head(model, options, fingerprint, usage) | {
+            return head(model, options, fingerprint, usage(files)) | {
                 "similarity": space.similarity,
                 "temperature": space.temperature,
                 "calibrated": space.calibrated,
@@ -64,11 +68,13 @@ async def odd_one_out(request: Request) -> Response:
         with timings.measure("serialise"):
             response = await replies.write_json(build, len(index) * vectors.shape[1])
         response.headers["X-Space-Fingerprint"] = fingerprint
+        if shadowed:
+            shadowed.offer(Answered(model, options.space, files, index, decisions, thresholds))
         return response
 
 
-async def _parse_odd_one_out(request: Request, body: Body, service: Service) -> tuple[OddOneOutOptions, Given]:
-    settings = service.settings
+async def _parse_odd_one_out(request: Request, taken: Taken) -> tuple[OddOneOutOptions, Given]:
+    body, settings = taken.body, taken.service.settings
     intake.no_query(dict(request.query_params))
     if body.media_type == "multipart/form-data":
         fields, files = await intake.parse_form(body, settings, ["images"])
@@ -85,6 +91,6 @@ async def _parse_odd_one_out(request: Request, body: Body, service: Service) -> 
     def parse() -> tuple[OddOneOutOptions, Given]:
         parsed = intake.parse_json(body, OddOneOutRequest)
         intake.require_count(len(parsed.triplets or ()), "triplets", settings.max_triplets)
-        return parsed, intake.given(parsed, vector_size(service, parsed), settings)
+        return parsed, intake.given(parsed, taken.vector_size(parsed), settings)
 
     return cast(tuple[OddOneOutOptions, Given], await intake.in_thread_if_large(len(body.content), parse))

@@ -7,10 +7,9 @@ from fastapi import APIRouter, Request, Response
 
 from app import errors, intake, replies
 from app.errors import ServiceError
-from app.exchange import body_schema, fields_of, head, taken_in, usage, vector_size, vectors_of
-from app.intake import Body, Given
+from app.exchange import Taken, body_schema, fields_of, head, taken_in, usage, vectors_of
+from app.intake import Given
 from app.schemas import Collection, SimilarityOptions, SimilarityReply, SimilarityRequest
-from app.service import Service
 from contract.triplets import similarity_matrix
 
 router = APIRouter()
@@ -32,17 +31,17 @@ async def similarity(request: Request) -> Response:
     Where an error names an index, candidates count on from the queries.
     """
     async with taken_in(request, raw=False) as taken:
-        service, body, timings = taken.service, taken.body, taken.timings
+        service, timings = taken.service, taken.timings
         with timings.measure("read"):
-            options, sides = await _parse_similarity(request, body, service)
-        model = service.model(options.model)
+            options, sides = await _parse_similarity(request, taken)
+        model = taken.model(options)
         fingerprint = model.space_fingerprint(options)
         # Queries and candidates are embedded together, so a photo on both sides is embedded once.
         images = [image for side in sides for image in side.images]
         intake.require_count(len(images), "images", service.settings.max_images)
-        embedded, used = None, usage([])
+        embedded, files = None, list[bytes]()
         if images:
-            embedded, used = await vectors_of(model, Given(images=images), options.space, taken)
+            embedded, files = await vectors_of(model, Given(images=images), options.space, taken)
         matrices, start = [], 0
         for side in sides:
             if side.vectors is not None:
@@ -62,7 +61,7 @@ async def similarity(request: Request) -> Response:
                     raise ServiceError("invalid_request", "a similarity is too large for float32; ask for `float`.")
                 encoded = replies.float32_base64(matrix)
             answer = {"kernel": kernel, "shape": matrix.shape, "encoding": options.encoding, "similarities": encoded}
-            return head(model, options, fingerprint, used) | answer
+            return head(model, options, fingerprint, usage(files)) | answer
 
         with timings.measure("serialise"):
             work = len(queries) * len(candidates) + queries.size + candidates.size
@@ -71,9 +70,9 @@ async def similarity(request: Request) -> Response:
         return response
 
 
-async def _parse_similarity(request: Request, body: Body, service: Service) -> tuple[SimilarityOptions, list[Given]]:
+async def _parse_similarity(request: Request, taken: Taken) -> tuple[SimilarityOptions, list[Given]]:
     """Options, and one side (all pairs) or two (queries, candidates)."""
-    settings = service.settings
+    body, settings = taken.body, taken.service.settings
     intake.no_query(dict(request.query_params))
     if body.media_type == "multipart/form-data":
         fields, files = await intake.parse_form(body, settings, _FILES)
@@ -86,7 +85,7 @@ async def _parse_similarity(request: Request, body: Body, service: Service) -> t
 
     def parse() -> tuple[SimilarityOptions, list[Given]]:
         parsed = intake.parse_json(body, SimilarityRequest)
-        size = vector_size(service, parsed)
+        size = taken.vector_size(parsed)
         if parsed.queries is not None and parsed.candidates is not None:
             queries = intake.given(parsed.queries, size, settings)
             return parsed, [queries, intake.given(parsed.candidates, size, settings, after=queries)]

@@ -130,10 +130,10 @@ def test_one_bad_photo_leaves_nothing_admitted_and_names_the_first_bad_one() -> 
             return {"aligned": np.ones((len(pixels), 2), np.float32)}
 
     metrics = Metrics()
-    decoders = DecodePool(1, PixelSpec(height=4, width=4, resize="squash"), PixelLimits(), stuck_seconds=30)
+    decoders, spec = DecodePool(1, PixelLimits(), stuck_seconds=30), PixelSpec(height=4, width=4, resize="squash")
     admission = Admission(most=4, max_wait=1, full=4, pace=0.01, metrics=metrics)
     norms = Norms(metrics.norm, "toy", {})
-    embedder = Embedder(Batcher(Ones(), 2, metrics), decoders, admission, metrics, norms)
+    embedder = Embedder(Batcher(Ones(), 2, metrics), decoders, spec, admission, metrics, norms)
     good = encoded(photo(0))
     with pytest.raises(ServiceError, match="image 1") as caught:
         asyncio.run(embedder.embed([good, b"bad", good, b"worse"], Timings()))

@@ -142,7 +142,7 @@ def test_at_the_debug_level_nothing_inside_a_photo_reaches_the_log(start: Start)
 def test_the_ready_line_names_the_port_however_soon_the_bundle_is_open(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def load(self: Service, path: Path) -> Any:
+    async def load(self: Service) -> Any:
         return SimpleNamespace(name="toy")
 
     async def a_moment(self: uvicorn.Server) -> None:

@@ -143,10 +143,10 @@ def test_a_client_that_stays_is_answered_and_its_watch_ends(serve: Serve) -> Non
 
 def test_an_image_whose_time_is_over_is_neither_decoded_nor_inferred(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "load_pixels", lambda *_: pytest.fail("decoded"))
-    pool = DecodePool(1, SPEC, PixelLimits(), stuck_seconds=30)
+    pool = DecodePool(1, PixelLimits(), stuck_seconds=30)
     past = time.monotonic() - 1
     with pytest.raises(TimeoutError):
-        asyncio.run(pool.decode([b"x"], past))
+        asyncio.run(pool.decode([b"x"], SPEC, past))
 
     class Never:
         def embed(self, pixels: NDArray[Any]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app import service as service_module
+from app import served
 from app.engine import OnnxEngine
 from app.main import create_app
 from app.settings import Settings
@@ -179,7 +179,7 @@ def test_until_the_bundle_is_open_only_live_answers(toy_bundle: Path, monkeypatc
         assert opened.wait(30)
         return read_bundle(path)
 
-    monkeypatch.setattr(service_module, "read_bundle", slow)
+    monkeypatch.setattr(served, "read_bundle", slow)
     with TestClient(create_app(Settings(bundle=toy_bundle))) as client:
         assert client.get("/health/live").status_code == 200
         early = [client.get("/health/ready"), client.get("/models"), client.get("/models/toy"), embed(client, 0)]

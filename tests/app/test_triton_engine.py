@@ -239,7 +239,7 @@ def test_one_lost_call_refuses_all_others_until_triton_has_been_looked_at(
     assert_away(client.get("/health/ready"))
     stub.start()
     stub.batches.clear()
-    engine = client.app.state.service._model.engine  # type: ignore[attr-defined]
+    engine = client.app.state.service.models.current.default.engine  # type: ignore[attr-defined]
     with pytest.raises(ServiceError, match="does not answer"):  # a request that was admitted before, say
         client.portal.call(engine.embed, [np.zeros((3, 8, 8), np.uint8)], Timings())  # type: ignore[union-attr]
     assert not stub.batches

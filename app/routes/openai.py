@@ -1,0 +1,149 @@
+"""POST /v1/embeddings and GET /v1/models: the shapes of OpenAI's API, with images as Jina's has them.
+
+For programs that speak it already. Errors have its shape too, with our codes; /embed can do more.
+"""
+
+from collections.abc import Callable, Coroutine
+from datetime import datetime
+from functools import wraps
+from typing import Annotated, Any, Literal, cast
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from app import errors, intake, replies
+from app.errors import ServiceError
+from app.exchange import service_of, taken_in, usage
+from app.fetch import Target
+from app.routes.embed import unit
+from app.schemas import ImageItem, Options, SpaceName
+from app.served import ServedModel
+
+router = APIRouter()
+
+_URI = ("data:", "http://", "https://")
+
+
+def _items(value: Any) -> Any:
+    """One input or a list; a string that is an image's URI is one. Text is refused where its place can be named."""
+    items = value if isinstance(value, list) else [value]
+    return [{"image": item} if isinstance(item, str) and item[:8].lower().startswith(_URI) else item for item in items]
+
+
+class EmbeddingsRequest(BaseModel):
+    """JSON body of /v1/embeddings."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    model: str = Field(description="Name of a model of /v1/models.")
+    input: Annotated[list[ImageItem | str], BeforeValidator(_items), Field(min_length=1)] = Field(
+        description="Images: {image: base64, data URI or URL}, or a data URI or URL alone; one or a list."
+    )
+    encoding_format: Literal["float", "base64"] = "float"
+    embedding_type: Literal["float", "base64"] | None = Field(default=None, description="Jina's encoding_format.")
+    dimensions: int | None = Field(default=None, description="Refused unless it is the size of the vectors.")
+    user: str | None = Field(default=None, description="Not used.")
+    normalized: bool = Field(default=False, description="Scale vectors to length 1, as Jina's option does.")
+    space: SpaceName = "aligned"
+    expect_fingerprint: str | None = None
+
+
+Route = Callable[..., Coroutine[Any, Any, Response]]
+
+
+def _in_their_shape(route: Route) -> Route:
+    """The route, with refusals as {"error": {message, type, param, code}} under the same status and headers."""
+
+    @wraps(route)
+    async def wrapped(request: Request, **path: str) -> Response:
+        try:
+            return await route(request, **path)
+        except ServiceError as error:
+            service_of(request).metrics.errors.labels(error.kind).inc()
+            return _refusal(error)
+
+    return wrapped
+
+
+def _refusal(error: ServiceError) -> Response:
+    response, body = errors.problem(error), errors.body_of(error)
+    status = response.status_code
+    names = {401: "authentication_error", 429: "rate_limit_error"}
+    kind = names.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    param = None if error.index is None else f"input.{error.index}"
+    shape = {"error": {"message": body["detail"], "type": kind, "param": param, "code": error.kind}}
+    headers = {name: response.headers[name] for name in ("Retry-After", "WWW-Authenticate") if name in response.headers}
+    return Response(orjson.dumps(shape), status, headers, media_type="application/json")
+
+
+@router.post("/v1/embeddings", include_in_schema=False)
+@_in_their_shape
+async def embeddings(request: Request) -> Response:
+    """Images to vectors, one object each."""
+    async with taken_in(request, raw=False) as taken:
+        settings, timings = taken.service.settings, taken.timings
+
+        def parse() -> tuple[EmbeddingsRequest, list[bytes | Target]]:
+            asked = intake.parse_json(taken.body, EmbeddingsRequest)
+            for index, item in enumerate(asked.input):
+                if isinstance(item, str):
+                    detail = f'input {index} is text; this model embeds images: {{"image": base64 or data URI}}.'
+                    raise ServiceError("invalid_request", detail, index=index)
+            return asked, intake.decode_images(cast(list[ImageItem], asked.input), settings)
+
+        with timings.measure("read"):
+            intake.no_query(dict(request.query_params))
+            if not intake.is_json(taken.body):
+                detail = f"content-type is {taken.body.media_type!r}; expected application/json."
+                raise ServiceError("unsupported_media_type", detail)
+            asked, given = await intake.in_thread_if_large(len(taken.body.content), parse)
+        options = Options(model=asked.model, space=asked.space, expect_fingerprint=asked.expect_fingerprint)
+        model = taken.model(options)
+        fingerprint = model.space_fingerprint(options, normalize=asked.normalized)
+        size = model.manifest.spaces[asked.space].size
+        if asked.dimensions not in (None, size):
+            raise ServiceError(
+                "invalid_request", f"dimensions is {asked.dimensions}; the vectors of this space have {size}."
+            )
+        files = await taken.files(given)
+        vectors = (await model.embedder.embed(files, timings))[asked.space]
+        if asked.normalized:
+            vectors = unit(vectors)
+
+        def build() -> dict[str, Any]:
+            rows = replies.rows(vectors, asked.embedding_type or asked.encoding_format)
+            data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)]
+            # Their clients need counts of tokens; images have none. Ours stand beside.
+            used = {"prompt_tokens": 0, "total_tokens": 0} | usage(files)
+            return {"object": "list", "data": data, "model": model.name, "usage": used, "fingerprint": fingerprint}
+
+        with timings.measure("serialise"):
+            response = await replies.write_json(build, vectors.size)
+        response.headers["X-Space-Fingerprint"] = fingerprint
+        return response
+
+
+@router.get("/v1/models", include_in_schema=False)
+@_in_their_shape
+async def listed(request: Request) -> Response:
+    """The models served."""
+    service = service_of(request)
+    service.keys.admit(request.headers.get("authorization"))
+    service.require_any()
+    data = [_model(model) for model in service.models.current.models.values()]
+    return Response(orjson.dumps({"object": "list", "data": data}), media_type="application/json")
+
+
+@router.get("/v1/models/{name}", include_in_schema=False)
+@_in_their_shape
+async def retrieved(request: Request, name: str) -> Response:
+    """One model."""
+    service = service_of(request)
+    service.keys.admit(request.headers.get("authorization"))
+    return Response(orjson.dumps(_model(service.model(name))), media_type="application/json")
+
+
+def _model(model: ServedModel) -> dict[str, Any]:
+    created = int(datetime.fromisoformat(model.manifest.created).timestamp())
+    return {"id": model.name, "object": "model", "created": created, "owned_by": "alignet"}
