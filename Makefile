@@ -18,7 +18,7 @@ test: test-serving test-training
 
 # No torch in this environment: one of the three locks on the import rules.
 test-serving: .venv/.dev .venv-triton/.server
-	EXPECT_NO_TORCH=1 .venv/bin/python -m pytest tests/contract tests/app tests/architecture tests/deploy
+	EXPECT_NO_TORCH=1 .venv/bin/python -m pytest tests/contract tests/app tests/client tests/architecture tests/deploy
 
 test-training: .venv-train/.train
 	.venv-train/bin/python -m pytest tests/training tests/export
