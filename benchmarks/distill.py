@@ -34,7 +34,7 @@ from training.models import build
 from training.recipes import student_vit_small
 from training.run import read_data, split_concepts
 from training.student_model import Adaptation
-from training.trainer import DistillConfig, Trainer, divergence
+from training.trainer import Distillation, DistillConfig, Trainer, divergence
 
 
 def main() -> None:
@@ -143,8 +143,9 @@ def _loop(args: argparse.Namespace) -> dict[str, Any]:
     feed = in_batch(
         np.arange(n), np.arange(n) % 40, batch=args.batch, per_group=6, triplets=20_000, sampling="border", seed=0
     )
-    trainer = Trainer(encoder, teacher, None, _config(args), args.device)
-    bare = Trainer(encoder, teacher, None, _config(args), args.device)
+    objective = Distillation(_config(args), teacher, None)
+    trainer = Trainer(encoder, objective, _config(args), args.device)
+    bare = Trainer(encoder, objective, _config(args), args.device)
 
     def loop(number: int) -> int:
         step = feed(number)

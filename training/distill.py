@@ -36,7 +36,7 @@ from training.feeds import Feed, Step
 from training.processes import Place, place
 from training.stage import claim
 from training.student_model import load_weights
-from training.trainer import DistillConfig, Trainer
+from training.trainer import Distillation, DistillConfig, TrainConfig, Trainer
 
 Load = Callable[[NDArray[np.int64]], Tensor]
 """Rows of images to their uint8 pixels [m, 3, height, width]."""
@@ -84,23 +84,55 @@ def distill(
         claim(out / "config.json", identity, ("numpy", "timm", "torch"))
     here.wait()
     if not (out / "weights.safetensors").exists():
-        trainer = Trainer(encoder, vectors[0], regressed, config, device)
+        objective = Distillation(config, vectors[0], regressed)
+        trainer = Trainer(encoder, objective, config, device, regressed=objective.head(encoder))
         start = trainer.resume(out / "checkpoint.pt")
-        log = _Log(out / "log.jsonl", start) if here.rank == 0 else None
-        numbers = range(start, config.steps)
-        with tqdm(total=config.steps, initial=start, desc="distill", unit="step", disable=here.rank > 0) as bar:
-            for number, step, pixels in _prefetch(numbers, feed, load, config, here):
-                began = time.perf_counter()
-                metrics = trainer.step(number, pixels, step)
-                if log is not None:
-                    log.write(number, metrics | {"images_per_second": len(step.rows) / (time.perf_counter() - began)})
-                    bar.set_postfix(loss=f"{metrics['divergence']:.4f}", refresh=False)
-                bar.update()
-                if (number + 1) % config.checkpoint_every == 0 or number + 1 == config.steps:
-                    trainer.save(out / "checkpoint.pt", number + 1)
+        take_steps(trainer, feed, load, out, start, "distill")
         trainer.write(out)
         here.wait()
     load_weights(encoder, out / "weights.safetensors")
+
+
+def take_steps(
+    trainer: Trainer,
+    feed: Feed,
+    load: Load,
+    out: Path,
+    start: int,
+    name: str,
+    before_checkpoint: Callable[[int], bool] | None = None,
+) -> None:
+    """Train from step `start` on, with a bar, a line in `log.jsonl` a step, and checkpoints.
+
+    Args:
+        trainer: as it was at that step.
+        feed: what each step embeds and judges.
+        load: rows of images to their pixels.
+        out: folder for `checkpoint.pt` and `log.jsonl`.
+        start: number of steps that are done.
+        name: of the bar.
+        before_checkpoint: called with the number of steps done before each checkpoint is written, in every process;
+            where it says False, that step is the last.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the message names the step.
+    """
+    here, config = place(), trainer.config
+    log = Log(out / "log.jsonl", start) if here.rank == 0 else None
+    numbers = range(start, config.steps)
+    with tqdm(total=config.steps, initial=start, desc=name, unit="step", disable=here.rank > 0) as bar:
+        for number, step, pixels in _prefetch(numbers, feed, load, config, here):
+            began = time.perf_counter()
+            metrics = trainer.step(number, pixels, step)
+            if log is not None:
+                log.write(number, metrics | {"images_per_second": len(step.rows) / (time.perf_counter() - began)})
+                bar.set_postfix(loss=f"{next(iter(metrics.values())):.4f}", refresh=False)
+            bar.update()
+            if (number + 1) % config.checkpoint_every == 0 or number + 1 == config.steps:
+                go_on = before_checkpoint is None or before_checkpoint(number + 1)
+                trainer.save(out / "checkpoint.pt", number + 1)
+                if not go_on:
+                    return
 
 
 def _checked(vectors: NDArray[np.float32] | None, name: str) -> Tensor | None:
@@ -122,7 +154,7 @@ def _digests(
 
 
 def _prefetch(
-    numbers: range, feed: Feed, load: Load, config: DistillConfig, here: Place
+    numbers: range, feed: Feed, load: Load, config: TrainConfig, here: Place
 ) -> Iterator[tuple[int, Step, Tensor]]:
     """Steps with this process's share of their pixels; the next one is read while this one is trained on."""
 
@@ -162,8 +194,8 @@ def _augment(pixels: Tensor, how: str, rngs: Sequence[np.random.Generator]) -> T
     return torch.stack(out)
 
 
-class _Log:
-    """Metrics as JSON lines; lines after the checkpoint that a run resumes from are cut off."""
+class Log:
+    """Metrics as JSON lines; of lines that are there already the first `start` are kept."""
 
     def __init__(self, file: Path, start: int) -> None:
         lines = file.read_text().splitlines()[:start] if file.exists() else []
@@ -171,5 +203,6 @@ class _Log:
         self._file = file
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Append a line."""
         with self._file.open("a") as stream:
             stream.write(json.dumps({"step": step, **metrics}) + "\n")

@@ -29,11 +29,14 @@ class Step:
         rows: [m] of the images to embed.
         index: [t, 3] triplets as positions among them.
         similarities: [t, 3] the teacher's, order 01, 02, 12; None where its vectors are given.
+        votes: [t] share of people who find image 2 nearer to image 0 than image 1, of two-alternative trials; None
+            for odd-one-out triplets.
     """
 
     rows: NDArray[np.int64]
     index: NDArray[np.int64]
     similarities: NDArray[np.float32] | None = None
+    votes: NDArray[np.float64] | None = None
 
 
 Feed = Callable[[int], Step]

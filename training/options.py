@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Collection
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -32,12 +32,31 @@ def read_options(args: argparse.Namespace, config: type[C]) -> C:
     Raises what `config` raises.
     """
     own = [field for field in fields(config) if not is_dataclass(field.type)]  # type: ignore[arg-type]
-    given = {field.name: getattr(args, field.name, None) for field in own}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    given = {field.name: _value(getattr(args, field.name, None), field.type) for field in own}
     inner = {f.name: read_options(args, f.type) for f in fields(config) if is_dataclass(f.type)}  # type: ignore[arg-type]
-    return config(
-        **inner, **{name: None if value == "none" else value for name, value in values.items() if value is not None}
-    )
+    return config(**inner, **{name: value for name, value in given.items() if value is not MISSING})
+
+
+def override(args: argparse.Namespace, config: C, *, but: Collection[str] = ()) -> C:
+    """The config with what was given in its place; fields in `but` are no options. Raises what the config raises."""
+    changes: dict[str, Any] = {}
+    for field in fields(config):  # type: ignore[arg-type]
+        own = getattr(config, field.name)
+        if is_dataclass(own):
+            changes[field.name] = override(args, own)
+        elif field.name not in but and (value := _value(getattr(args, field.name, None), field.type)) is not MISSING:
+            changes[field.name] = value
+    return replace(config, **changes)  # type: ignore[type-var]
+
+
+def _value(given: Any, annotation: Any) -> Any:
+    """A field's value from what was parsed; `MISSING` where nothing was given."""
+    if given is None:
+        return MISSING
+    if isinstance(given, list):
+        return tuple(given)
+    # `none` is None, but for fields that have a choice of that name.
+    return None if given == "none" and get_origin(annotation) is not Literal else given
 
 
 def _kind(annotation: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from training import timm_models
 from training.encoders import Encoder
+from training.perceptual.embedding import HEAD, SHAPE, Headed, read_head, read_shape, shaped, write_head
 from training.readout import Readout, read_readout, readout_like, write_readout
 from training.stage import whole
 
@@ -94,7 +95,7 @@ class StudentModel(nn.Module):
         """Write `weights.safetensors`, adapters merged, and `triplet_head.safetensors` if there is a triplet head.
 
         Weights have the names that timm or open_clip give them. A readout is written beside them, as
-        `readout.safetensors`.
+        `readout.safetensors`, and a perceptual head as `mlp_head.safetensors`.
 
         Args:
             state: full state dict of a model like this one.
@@ -108,6 +109,8 @@ class StudentModel(nn.Module):
             _write(folder / "triplet_head.safetensors", model.triplet_head.state_dict())
         if isinstance(encoder, Readout):
             write_readout(encoder, folder / READOUT)
+        if isinstance(encoder, Headed):
+            write_head(encoder, folder / HEAD)
         _write(folder / "weights.safetensors", _backbone(encoder).state_dict())
 
 
@@ -119,11 +122,13 @@ def load_weights(encoder: Encoder, file: Path) -> None:
     """
     if isinstance(encoder.module, Readout):
         read_readout(encoder.module, file.with_name(READOUT))
+    if isinstance(encoder.module, Headed):
+        read_head(encoder.module, file.with_name(HEAD))
     timm_models.load_weights(_backbone(encoder.module), load_file(file), file, encoder.base_model.name)
 
 
 def read_student(encoder: Encoder, file: Path) -> Encoder:
-    """The student whose weights a distillation wrote, with its readout if one lies beside them.
+    """The student whose weights a training wrote, with its readout, or the shape of its embedding, that lies beside.
 
     Args:
         encoder: of the same model, with any weights.
@@ -132,8 +137,10 @@ def read_student(encoder: Encoder, file: Path) -> Encoder:
     Raises:
         ValueError: they are of another model.
     """
-    beside = file.with_name(READOUT)
-    student = readout_like(encoder, beside) if beside.exists() else encoder
+    readout, shape = file.with_name(READOUT), file.with_name(SHAPE)
+    student = readout_like(encoder, readout) if readout.exists() else encoder
+    if shape.exists():
+        student = shaped([encoder], read_shape(shape))
     load_weights(student, file)
     return student
 

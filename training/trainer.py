@@ -246,7 +246,9 @@ class Trainer:
         trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self.parameters: list[Tensor] = [p for name, p in trained if not _of_head(name)]
         heads = [p for name, p in trained if _of_head(name)]
-        groups = [{"params": params} for params in (self.parameters, heads) if params]
+        pairs = ((self.parameters, config.learning_rate), (heads, config.head_rate))
+        groups = [{"params": params} for params, _ in pairs if params]
+        self.peaks = [peak for params, peak in pairs if params]
         self.optimiser = torch.optim.Adam(groups, lr=config.learning_rate, betas=config.betas, fused=True)
         self.anchor = self._anchor()
         self.rank, self.ranks = place().rank, place().world
@@ -283,9 +285,8 @@ class Trainer:
         if len(parts) > 1:
             self._backward(number, parts, [x.grad for x in mine])
         rate = learning_rate(self.config, number)
-        for group in self.optimiser.param_groups:
-            head = group["params"][0] is not self.parameters[0] if self.parameters else True
-            group["lr"] = rate * (self.config.head_rate / self.config.learning_rate if head else 1.0)
+        for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
+            group["lr"] = rate * peak / self.config.learning_rate
         self.optimiser.step()
         decay_towards(self.parameters, self.anchor, rate * self.config.decay)
         return metrics | {"learning_rate": rate}
@@ -332,8 +333,9 @@ class Trainer:
             part = rows[start : start + batch]
             filled = np.resize(part, max(len(part), self.ranks))  # none of the processes stays without an image
             own = np.array_split(filled, self.ranks)[self.rank]
-            with torch.no_grad(), torch.autocast(
-                self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
+            with (
+                torch.no_grad(),
+                torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"),
             ):
                 mine = self.model(load(own).to(self.device, non_blocking=True))[0]
             out.append(self._gather(mine, len(filled))[: len(part)].cpu())

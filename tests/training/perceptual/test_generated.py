@@ -1,0 +1,130 @@
+"""Generated trials: graded, known, the same every time, and split by image and by kind."""
+
+import io
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from contract.pixels import PixelSpec
+from training.images import digest_of, load_image, open_images
+from training.perceptual.distortions import COUNTS, DISTORTIONS, KINDS, PASTED, pasted
+from training.perceptual.generated import Distorted, GeneratorConfig, generate
+from training.perceptual.trials import Trials
+
+
+def photo(seed: int) -> Image.Image:
+    """Smooth colours with some grain: a photo, as far as distortions can tell."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((96, 72), Image.Resampling.BICUBIC)
+    return Image.fromarray(np.clip(np.asarray(coarse) + rng.normal(0, 6, (72, 96, 3)), 0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for seed in range(30):
+        photo(seed).save(tmp_path / f"{seed:02d}.png")
+    return tmp_path
+
+
+def trials_of(folder: Path, **changes: object) -> Trials:
+    return generate(open_images(str(folder)), "photos", GeneratorConfig(**changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", sorted(DISTORTIONS))
+def test_more_strength_is_farther_from_the_original(kind: str) -> None:
+    image = photo(3)
+    original = np.asarray(image, float)
+    away = []
+    for strength in np.linspace(0.05, 1.0, 6):
+        out = DISTORTIONS[kind](image, float(strength), np.random.default_rng(1))
+        away.append(np.abs(np.asarray(out.resize(image.size), float) - original).mean())
+    if kind == "crop":  # pixels of a crop are not farther and farther: what is shown is
+        areas = [np.prod(DISTORTIONS["crop"](image, s, np.random.default_rng(1)).size) for s in (0.1, 0.5, 1.0)]
+        assert areas == sorted(areas, reverse=True) and 0.1 < areas[-1] / np.prod(image.size) < 0.2
+    else:
+        assert away == sorted(away) and away[-1] > 1.5 * away[0]
+
+
+def test_the_count_grows_with_strength_and_the_weaker_objects_are_among_the_stronger() -> None:
+    plain, red = Image.new("RGB", (200, 200), "black"), Image.new("RGB", (40, 40), "red")
+    masks = [
+        np.asarray(pasted(plain, red, strength, np.random.default_rng(5)))[..., 0] > 0
+        for strength in (0.0, 1 / COUNTS, 0.5, 1.0)
+    ]
+    one = masks[0].sum() / PASTED
+    assert [round(mask.sum() / one) for mask in masks] == [PASTED, PASTED + 1, PASTED + COUNTS // 2, PASTED + COUNTS]
+    assert all((more | less == more).all() for less, more in pairwise(masks))
+
+
+def test_the_answer_is_the_weaker_distortion_and_both_sides_are_as_likely(folder: Path) -> None:
+    trials = trials_of(folder, per_image=20)
+    images = trials.images
+    assert isinstance(images, Distorted)
+    nearer = images.strength[:, 2] < images.strength[:, 1]
+    assert np.array_equal(trials.votes, nearer.astype(float)) and 0.4 < nearer.mean() < 0.6
+    difference = np.abs(images.strength[:, 1] - images.strength[:, 2])
+    assert difference.min() >= 0.15 - 1e-9 and difference.max() <= 0.4 + 1e-9 and images.strength.max() <= 1
+    assert set(trials.kind.tolist()) == set(KINDS)
+
+
+def test_no_image_is_in_two_splits_and_held_out_kinds_are_in_the_test_split_alone(folder: Path) -> None:
+    trials = trials_of(folder, per_image=30, held_out=("blur", "count"))
+    parts = {split: trials.of_split(split) for split in ("train", "val", "test")}
+    assert {split: len(set(part.unit.tolist())) for split, part in parts.items()} == {"train": 24, "val": 3, "test": 3}
+    images = trials.images
+    assert isinstance(images, Distorted)
+    for part in parts.values():
+        own = set(part.unit.tolist())
+        assert set(images.partner[part.judgment].tolist()) <= own
+    assert {"blur", "count"} <= set(parts["test"].kind.tolist())
+    assert not {"blur", "count"} & {*parts["train"].kind.tolist(), *parts["val"].kind.tolist()}
+    with pytest.raises(ValueError, match="5 images leave none for"):
+        generate(_First(images.images, 5), "five", GeneratorConfig())  # type: ignore[arg-type]
+
+
+class _First:
+    """The first few of some images, as far as `generate` asks."""
+
+    def __init__(self, images: object, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+
+def test_a_row_is_the_same_every_time_and_another_seed_is_another_set(folder: Path) -> None:
+    trials, again, other = trials_of(folder), trials_of(folder), trials_of(folder, seed=1)
+    spec = PixelSpec(height=24, width=24, resize="squash", dtype="uint8")
+    for row in range(0, 60, 7):
+        assert trials.images.read(row) == again.images.read(row)
+        assert load_image(trials.images, row, spec).shape == (3, 24, 24)
+    assert digest_of(trials.images) == digest_of(again.images) != digest_of(other.images)
+    assert len(set(trials.images.names)) == len(trials.images) == 3 * len(trials)
+    assert "trial 2, " in trials.images.where(7)
+
+
+def test_references_are_the_image_itself_and_alternatives_differ_from_it_and_each_other(folder: Path) -> None:
+    trials = trials_of(folder)
+    for trial in range(24):
+        ref, left, right = (Image.open(io.BytesIO(trials.images.read(row))) for row in trials.index[trial])
+        if trials.kind[trial] != "count":
+            whole = Image.open(folder / f"{trials.unit[trial]:02d}.png")
+            assert np.array_equal(np.asarray(ref), np.asarray(whole))
+        assert left.size != right.size or not np.array_equal(np.asarray(left), np.asarray(right))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kinds": ("blur", "smell")}, r"no kinds of distortion \['smell'\]"),
+        ({"kinds": ("blur",), "held_out": ("blur",)}, "there is none to train on"),
+        ({"gap": (0.05, 0.4)}, "gap is"),
+        ({"per_image": 0}, "per_image 0"),
+    ],
+)
+def test_a_generator_that_cannot_be_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GeneratorConfig(**change)  # type: ignore[arg-type]

@@ -1,0 +1,64 @@
+"""Align an embedding with people's two-alternative judgments of what looks alike.
+
+RECIPE is a file of training/recipes/. TRIALS is nights:FOLDER, bapps:FOLDER or things:FOLDER as they are published,
+classes:IMAGES (two of a class, one of another), or generated:IMAGES (graded distortions; IMAGES as in `embed`).
+Every constant of the recipe can be given as an option. Writes a run folder with weights.safetensors, embedding.json
+and figures.json, accuracy before against after, to --out. Killed at any point, the same command goes on where it
+stopped, to the same weights. On many processes or GPUs:
+torchrun --nproc-per-node N -m training perceptual ...
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from training import options
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Recipe, trials, run folder, and the fields of Shape, GeneratorConfig and PerceptualConfig."""
+    from training.perceptual.embedding import Shape
+    from training.perceptual.generated import GeneratorConfig
+    from training.perceptual.objective import PerceptualConfig
+    from training.perceptual.run import PerceptualRecipe
+    from training.recipes import recipes_of
+
+    parser.add_argument("recipe", choices=sorted(recipes_of(PerceptualRecipe)), help="a file of training/recipes/")
+    parser.add_argument("trials", help="where the judgments come from, as KIND:PLACE")
+    parser.add_argument("--out", type=Path, required=True, help="run folder to make or to continue")
+    parser.add_argument("--device", default="cpu", help="`cuda` is each process's own GPU")
+    parser.add_argument("--branches", nargs="+", metavar="MODEL", help="one backbone, or the branches of an ensemble")
+    parser.add_argument("--random-weights", action="store_true", help="start from random weights")
+    options.add_options(parser, Shape, but=("branches",))
+    options.add_options(parser, GeneratorConfig, but=("seed",))
+    options.add_options(parser, PerceptualConfig)
+
+
+def do(args: argparse.Namespace) -> None:
+    """Train, and print the figures."""
+    from training.perceptual.run import PerceptualRecipe, read_trials, run_perceptual
+    from training.processes import place, processes
+    from training.recipes import recipes_of
+
+    recipe = recipes_of(PerceptualRecipe)[args.recipe]
+    recipe = replace(
+        recipe,
+        shape=options.override(args, recipe.shape),
+        pretrained=recipe.pretrained and not args.random_weights,
+        generator=options.override(args, recipe.generator, but=("seed",)),
+        training=options.override(args, recipe.training),
+    )
+    with processes(args.device) as device:
+        trials = read_trials(args.trials, recipe.generator, recipe.seed)
+        figures = run_perceptual(recipe, trials, args.out, device=device)
+        first = place().rank == 0
+    if first:
+        print(f"{figures['trials']} trials: {figures['rule']}")
+        for column in ("before", "after", "after - before"):
+            for group, estimate in figures[column].items():
+                _print(column, group, estimate)
+
+
+def _print(column: str, group: str, e: dict[str, Any]) -> None:
+    print(f"{column:16} {group:24} {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}], n={e['n']}")

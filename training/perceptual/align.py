@@ -1,0 +1,152 @@
+"""Perceptual alignment of one embedding: steps on judged trials, the best weights by validation, early stopping.
+
+    OUT/config.json            constants, digests of all inputs, versions
+    OUT/checkpoint.pt          all that going on needs
+    OUT/log.jsonl              a line a step
+    OUT/validation.jsonl       a line a validation: before the first step and at every checkpoint
+    OUT/best/                  the best weights so far, until the end
+    OUT/weights.safetensors    the best weights, adapters merged; written last, so a folder that has it is complete
+    OUT/embedding.json, mlp_head.safetensors    how the embedding is put together, and its head if it has one
+
+A run is resumed exactly, as a distillation is: the same trainer takes the steps.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from training.distill import Load, Log, take_steps
+from training.encoders import Encoder, weights_digest
+from training.images import digest_of
+from training.perceptual.embedding import HEAD, SHAPE, Shape, write_shape
+from training.perceptual.objective import Perceptual, PerceptualConfig, hinge, trial_distances, trial_feed
+from training.perceptual.trials import Trials
+from training.processes import place
+from training.stage import claim
+from training.student_model import READOUT, load_weights
+from training.trainer import Trainer
+
+VALIDATION_BATCH = 64
+"""Images embedded at once in a validation."""
+
+
+def align(
+    encoder: Encoder,
+    shape: Shape,
+    trials: Trials,
+    load: Load,
+    config: PerceptualConfig,
+    out: Path,
+    *,
+    device: str = "cpu",
+) -> None:
+    """Train an encoder on the trials of the split `train`, or go on with the checkpoint in `out`.
+
+    Args:
+        encoder: with its starting weights, shaped; it has the best ones at the end.
+        shape: of the encoder, written beside the weights.
+        trials: with the splits `train` and `val`; those in which people tie are left out.
+        load: rows of the trials' images to pixels, or to features where the encoder has a head.
+        config: constants.
+        out: folder to make or to continue.
+        device: where to compute.
+
+    Raises:
+        ValueError: no trials to learn or to choose from, adapters that do not fit, or a checkpoint of another
+            configuration.
+        FloatingPointError: the loss is not finite; the message names the step.
+    """
+    train, val = (trials.of_split(split).decided() for split in ("train", "val"))
+    feed = trial_feed(train, batch=config.batch, seed=config.feed_seed)
+    out.mkdir(parents=True, exist_ok=True)
+    here = place()
+    if here.rank == 0:
+        # How many processes there are, and how they share the model, is no identity: see `training.distill`.
+        same = {"microbatch": None, "parallel": "ddp"}
+        inputs = {"encoder": weights_digest(encoder.module)} | trials_digests(trials)
+        identity = {"config": asdict(config) | same, "shape": asdict(shape), "inputs": inputs}
+        claim(out / "config.json", identity, ("numpy", "peft", "timm", "torch"))
+        write_shape(shape, out / SHAPE)
+    here.wait()
+    if not (out / "weights.safetensors").exists():
+        trainer = Trainer(encoder, Perceptual(config.margin), config, device)
+        start = trainer.resume(out / "checkpoint.pt")
+        validation = _Validation(trainer, val, load, config, out, start)
+        if not start and not validation.lines:
+            validation(0)
+        if not validation.spent:
+            take_steps(trainer, feed, load, out, start, "perceptual", validation)
+        if here.rank == 0:
+            _finish(out)
+        here.wait()
+    load_weights(encoder, out / "weights.safetensors")
+
+
+def trials_digests(trials: Trials) -> dict[str, str]:
+    """Sha256 of the images' names and sizes, and of which trials there are and how people judged them."""
+    digest = hashlib.sha256()
+    for array in (trials.index, trials.votes):
+        digest.update(np.ascontiguousarray(array).data)
+    digest.update("\n".join(trials.split.tolist()).encode())
+    return {"images": digest_of(trials.images), "trials": digest.hexdigest()}
+
+
+class _Validation:
+    """Loss and accuracy on the split `val`; keeps the best weights, and says when there has been no better for long.
+
+    Lines after the checkpoint that a run resumes from are cut off; the steps behind them are taken again alike, and
+    the weights that `best` may hold already are written again.
+    """
+
+    def __init__(
+        self, trainer: Trainer, trials: Trials, load: Load, config: PerceptualConfig, out: Path, start: int
+    ) -> None:
+        self.trainer, self.load, self.config, self.out = trainer, load, config, out
+        self.rows, index = np.unique(trials.index, return_inverse=True)
+        self.index = torch.from_numpy(index.reshape(-1, 3))
+        self.votes = torch.from_numpy(trials.votes)
+        file = out / "validation.jsonl"
+        read = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        done = [line for line in read if line["step"] <= start] if start else []
+        self.lines: list[dict[str, Any]] = done
+        place().wait()  # all have read before one cuts
+        self.log = Log(file, len(done)) if place().rank == 0 else None
+
+    @property
+    def best(self) -> int:
+        """Number of the line with the least loss; the earliest of equals."""
+        return int(np.argmin([line["loss"] for line in self.lines]))
+
+    @property
+    def spent(self) -> bool:
+        """Whether the last `patience` validations brought nothing better."""
+        patience = self.config.patience
+        return patience is not None and bool(self.lines) and len(self.lines) - 1 - self.best >= patience
+
+    def __call__(self, step: int) -> bool:
+        """Validate after so many steps; False where that is to be the last."""
+        vectors = self.trainer.embed(self.rows, self.load, VALIDATION_BATCH).double()
+        distance = trial_distances(vectors, self.index)
+        right = ((distance[:, 1] < distance[:, 0]) == (self.votes > 0.5)).double()
+        right[distance[:, 0] == distance[:, 1]] = 0.5
+        loss = hinge(distance, self.votes, self.config.margin).item()
+        self.lines.append({"step": step, "loss": loss, "accuracy": right.mean().item()})
+        if self.log is not None:
+            self.log.write(step, {"loss": loss, "accuracy": right.mean().item()})
+        if self.best == len(self.lines) - 1:
+            (self.out / "best").mkdir(exist_ok=True)
+            self.trainer.write(self.out / "best")
+        return not self.spent
+
+
+def _finish(out: Path) -> None:
+    """Move the best weights to their place, the file that says that all is there last."""
+    for name in (READOUT, HEAD, "weights.safetensors"):
+        if (out / "best" / name).exists():
+            (out / "best" / name).replace(out / name)
+    (out / "best").rmdir()

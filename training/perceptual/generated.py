@@ -1,0 +1,176 @@
+"""Two-alternative trials with a known answer, made from any images: two distortions of one kind, one stronger.
+
+They are no human judgments. They let the whole path run, and be measured, where no judged set is at hand, and hold
+kinds of distortion back to see what is learned beyond them. Nothing is written: a trial's three images are rows of
+an `Images`, made when they are read, each a function of (seed, trial) alone.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from training.images import Images
+from training.perceptual.class_triplets import split_images
+from training.perceptual.distortions import COUNTS, DISTORTIONS, KINDS, pasted
+from training.perceptual.trials import SPLITS, Trials
+
+PARTS = ("reference", "left", "right")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    """What trials are made.
+
+    Attributes:
+        per_image: trials of each image.
+        kinds: of distortion.
+        held_out: kinds of the test split alone.
+        gap: least and largest difference in strength between the two alternatives.
+        own_draw: each alternative has a place, field or direction of its own; the answer is then the grade alone, and
+            trials are harder. False changes nothing but the strength.
+        longest: side that images are shrunk to first, in pixels, the reference too.
+        seed: of all that is drawn.
+    """
+
+    per_image: int = 4
+    kinds: tuple[str, ...] = KINDS
+    held_out: tuple[str, ...] = ()
+    gap: tuple[float, ...] = (0.15, 0.4)
+    own_draw: bool = False
+    longest: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if unknown := sorted({*self.kinds, *self.held_out} - set(KINDS)):
+            raise ValueError(f"no kinds of distortion {unknown}; there are {', '.join(KINDS)}.")
+        if not set(self.kinds) - set(self.held_out):
+            raise ValueError(f"all kinds {self.kinds} are held out; there is none to train on.")
+        if len(self.gap) != 2 or not 1 / COUNTS <= self.gap[0] <= self.gap[1] < 0.9:
+            raise ValueError(
+                f"gap is {self.gap}; expected two numbers from {1 / COUNTS:g} to below 0.9, the least first."
+            )
+        if self.per_image < 1 or self.longest < 8:
+            raise ValueError(f"per_image {self.per_image}, longest {self.longest}; expected at least 1 and 8.")
+
+
+def generate(images: Images, source: str, config: GeneratorConfig) -> Trials:
+    """Trials of every image; an image is in one split only, and `kind` is the kind of distortion.
+
+    Args:
+        images: to distort.
+        source: what an error message calls them.
+        config: what trials are made.
+
+    Raises:
+        ValueError: too few images for three splits.
+    """
+    n = len(images)
+    split = split_images(n, config.seed)
+    if missing := sorted(set(SPLITS) - set(split.tolist())):
+        raise ValueError(f"{source}: {n} images leave none for {', '.join(missing)}; expected at least 10.")
+    rng = np.random.default_rng([config.seed, 1])
+    unit = np.repeat(np.arange(n), config.per_image)
+    t = len(unit)
+    everything = tuple(dict.fromkeys((*config.kinds, *config.held_out)))
+    taught = tuple(kind for kind in everything if kind not in config.held_out)
+    drawn = rng.random(t)
+    testing = split[unit] == "test"
+    kind = np.where(
+        testing,
+        np.array(everything)[(drawn * len(everything)).astype(int)],
+        np.array(taught)[(drawn * len(taught)).astype(int)],
+    )
+    gap = rng.uniform(config.gap[0], config.gap[1], size=t)
+    weak = rng.uniform(0.05, 1 - gap)
+    right = rng.random(t) < 0.5  # is the weaker one on the right?
+    strong = weak + gap
+    strength = np.stack([np.zeros(t), np.where(right, strong, weak), np.where(right, weak, strong)], 1)
+    # The object that is pasted comes out of an image of the same split.
+    partner = np.empty(t, np.int64)
+    for name in SPLITS:
+        own = np.flatnonzero(split == name)
+        inside = split[unit] == name
+        partner[inside] = rng.choice(own, int(inside.sum()))
+    return Trials(
+        source=source,
+        images=Distorted(images, unit, partner, kind, strength, config),
+        index=np.arange(3 * t).reshape(t, 3),
+        votes=right.astype(np.float64),
+        split=split[unit],
+        kind=kind,
+        judgment=np.arange(t),
+        unit=unit,
+    )
+
+
+@dataclass(frozen=True)
+class Distorted:
+    """The images of generated trials: rows 3t, 3t + 1 and 3t + 2 are those of trial t; an `Images`.
+
+    Attributes:
+        images: that are distorted.
+        unit, partner: [t] rows of the image of each trial, and of the one that an object is cut out of.
+        kind: [t] of distortion.
+        strength: [t, 3] of reference, left, right.
+        config: the rest.
+    """
+
+    images: Images
+    unit: NDArray[np.int64]
+    partner: NDArray[np.int64]
+    kind: NDArray[np.str_]
+    strength: NDArray[np.float64]
+    config: GeneratorConfig
+
+    def __len__(self) -> int:
+        return 3 * len(self.unit)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the image, with the trial, its kind and the part: two sets of trials have no name in common by chance."""
+        own = self.images.names
+        return [
+            f"{own[image]}#{trial}-{kind}-{part}-{strength:.6f}-{self.config.seed}"
+            for trial, (image, kind) in enumerate(zip(self.unit.tolist(), self.kind.tolist(), strict=True))
+            for part, strength in zip(PARTS, self.strength[trial].tolist(), strict=True)
+        ]
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Encoded bytes of the image itself."""
+        return np.repeat(self.images.sizes[self.unit], 3)
+
+    @property
+    def labels(self) -> Sequence[str] | None:
+        """Of the image itself."""
+        own = self.images.labels
+        return None if own is None else [own[image] for image in np.repeat(self.unit, 3).tolist()]
+
+    def where(self, row: int) -> str:
+        """See `Images`."""
+        trial, part = divmod(row, 3)
+        return f"{PARTS[part]} of trial {trial}, {self.kind[trial]} of {self.images.where(int(self.unit[trial]))}"
+
+    def read(self, row: int) -> bytes:
+        """The image of a row as PNG, which loses nothing."""
+        trial, part = divmod(row, 3)
+        kind, strength = str(self.kind[trial]), float(self.strength[trial, part])
+        stream = part if self.config.own_draw else 0
+        rng = np.random.default_rng([self.config.seed, 2, trial, stream])
+        image = self._open(int(self.unit[trial]))
+        if kind == "count":
+            image = pasted(image, self._open(int(self.partner[trial])), strength, rng)
+        elif part:
+            image = DISTORTIONS[kind](image, strength, rng)
+        out = io.BytesIO()
+        image.save(out, "PNG", compress_level=0)  # it is decoded at once: nothing is gained by packing it
+        return out.getvalue()
+
+    def _open(self, row: int) -> Image.Image:
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(self.images.read(row)))).convert("RGB")
+        image.thumbnail((self.config.longest, self.config.longest), Image.Resampling.BICUBIC)
+        return image
