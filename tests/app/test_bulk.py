@@ -155,7 +155,14 @@ def test_a_run_that_is_ended_goes_on_where_it_stopped(by: signal.Signals, toy_bu
         (folder / f"{seed:03d}.png").write_bytes(slow + seed.to_bytes(2))
     command = [sys.executable, "-m", "app", "bulk", str(folder), "--out", str(out), "--bundle", str(toy_bundle)]
     command += ["--part", "5", "--batch", "1", "--decode-threads", "1"]
-    first = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+        # A shell that runs the tests in the background has SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not list(out.glob("part-*.parquet")):
         assert first.poll() is None
         time.sleep(0.002)
