@@ -127,8 +127,7 @@ def test_a_replica_may_be_killed_and_the_other_replaced_under_load(
             after_drain = load.sent[before_drain:]
     old = read_bundle(STARTER).manifest.spaces["aligned"].fingerprint
     lost = [sent for sent in load.sent if sent.status != 200]
-    # What was inside the killed one, and nothing else: no balancer can send again what has begun to be answered. The
-    # client can, and is answered.
+    # What was inside the killed one, and nothing else: no balancer can send again what has begun to be answered.
     assert all(sent.began <= at_kill <= sent.ended + 0.5 for sent in lost), lost
     assert len(lost) < CLIENTS, f"{len(lost)} of {len(load.sent)} lost, with {CLIENTS} clients"
     assert all(sent.status == 200 for sent in after_drain)
