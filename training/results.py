@@ -153,13 +153,13 @@ def _ablations(main: StudentRun, others: Sequence[StudentRun], compared: dict[st
     lines = ["## What each part gives", "", "Each run as the first but for what its name says.", ""]
     lines += [f"| run | splits | {' | '.join(shown)} |", "|---|---|" + "---|" * len(shown)]
     for run in (main, *others):
-        cells = [_cell(run.figures["models"]["student"][name]) for name in shown]
+        cells = [_cell(run.figures["models"]["student"].get(name)) for name in shown]
         splits = ", ".join(str(seed) for seed in run.figures["splits"])
         lines.append(f"| {run.recipe.name} | {splits} | {' | '.join(cells)} |")
     lines += ["", f"Paired: {main.recipe.name} minus the other, on the splits of both.", ""]
     lines += [f"| other | {' | '.join(shown)} | what is other |", "|---|" + "---|" * (len(shown) + 1)]
     for run in others:
-        cells = [_cell(compared[run.recipe.name][name], signed=True) for name in shown]
+        cells = [_cell(compared[run.recipe.name].get(name), signed=True) for name in shown]
         lines.append(f"| {run.recipe.name} | {' | '.join(cells)} | {run.recipe.description} |")
     return [*lines, "", "![runs](results/runs.svg)", ""]
 
@@ -213,19 +213,20 @@ def plot_models(run: StudentRun, file: Path) -> None:
 
 
 def plot_runs(runs: Sequence[StudentRun], file: Path) -> None:
-    """Every run's agreement against its nearest neighbours, with the base model and the teacher."""
+    """Every run's agreement against its nearest neighbours, or its RSA where no photos are asked for neighbours."""
     figure = Figure(figsize=(7, 5))
     axes = figure.subplots()
     points = [("base", runs[0].figures["models"]["base"], COLOURS["base"])]
     points += [("teacher", runs[0].figures["models"]["teacher"], COLOURS["teacher"])]
     points += [(run.recipe.name, run.figures["models"]["student"], COLOURS["student"]) for run in runs]
+    second = next(name for name in ("Caltech-101 1-NN", "RSA with VICE") if all(name in p[1] for p in points))
     for name, figures, colour in points:
-        x, y = figures[FIRST], figures["Caltech-101 1-NN"]
+        x, y = figures[FIRST], figures[second]
         spread = [[x["value"] - x["low"]], [x["high"] - x["value"]]]
         axes.errorbar(x["value"], y["value"], xerr=spread, fmt="o", color=colour, capsize=2, linewidth=0.8)
         axes.annotate(name, (x["value"], y["value"]), xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set_xlabel("agreement with VICE on held-out concepts")
-    axes.set_ylabel("Caltech-101 1-NN")
+    axes.set_ylabel(second)
     _save(figure, file)
 
 

@@ -24,49 +24,88 @@ from training.align import Transform, uncertainty_distillation
 from training.embed import extract
 from training.evaluate import Estimate, Judged
 from training.models import build
+from training.people import POSTERIOR, PUBLISHED, fit_people, read_people
 from training.photos import Photos, read_photos
 from training.recipe import Recipe
 from training.stage import claim, write_json
 from training.tables import read_rows
-from training.things import Responses, read_responses, read_vice
+from training.things import NO_RESPONSES, Responses, read_responses
+from training.vice_fit import ViceRecipe
 
 KERNEL: dict[str, Kernel] = {"aligned": "dot", "base": "cosine"}
 """Similarity of each space: the transform is fitted to dot products; raw features are compared by cosine."""
 
-INPUTS = ("images.csv", "things/concepts.csv", "things/vice_embedding.npy", "things/human_test_responses.csv")
+RESPONSES = "things/human_test_responses.csv"
+
+INPUTS = ("images.csv", "things/concepts.csv", PUBLISHED, POSTERIOR, RESPONSES)
+"""Of a data folder. The first two must be there, one of the next two, and the last may be; see `read_data`."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a run reads, from one folder."""
+    """What a run reads, from one folder.
+
+    Attributes:
+        photos: of `images.csv`.
+        vice: [concepts, dimensions] mean embedding that stands for people.
+        posterior: [R, concepts, dimensions] samples of it, where it was fitted here.
+        responses: single human choices; none where the folder has no such file.
+        categories: of each concept.
+    """
 
     photos: Photos
     vice: NDArray[np.float64]
+    posterior: NDArray[np.float32] | None
     responses: Responses
     categories: list[set[str]]
 
+    @property
+    def people(self) -> NDArray[np.floating[Any]]:
+        """What uncertainty distillation learns from: the posterior where there is one, or else the mean."""
+        return self.vice if self.posterior is None else self.posterior
+
 
 def read_data(folder: Path) -> Data:
-    """Read and check `INPUTS` under `folder`. Raises ValueError or FileNotFoundError naming the file and row."""
-    vice = read_vice(folder / "things/vice_embedding.npy")
-    concepts = read_rows(folder / "things/concepts.csv", ("categories",))
-    categories = [{name.strip() for name in row["categories"].split(";")} for row in concepts]
+    """Read and check `INPUTS` under `folder`.
+
+    `things/concepts.csv` has a row a concept; its `categories` may be empty, and then no figure is about them.
+
+    Raises:
+        ValueError, FileNotFoundError: naming the file and row.
+    """
+    categories = _read_categories(folder)
+    vice, posterior = read_people(folder)
     if len(categories) != len(vice):
         raise ValueError(f"{folder}: {len(categories)} concepts, but VICE has {len(vice)} rows; they must match.")
+    given = (folder / RESPONSES).exists()
     return Data(
         photos=read_photos(folder / "images.csv", len(vice)),
         vice=vice,
-        responses=read_responses(folder / "things/human_test_responses.csv", len(vice)),
+        posterior=posterior,
+        responses=read_responses(folder / RESPONSES, len(vice)) if given else NO_RESPONSES,
         categories=categories,
     )
 
 
-def run(recipe: Recipe, data_folder: Path, out: Path) -> dict[str, Any]:
+def _read_categories(folder: Path) -> list[set[str]]:
+    concepts = read_rows(folder / "things/concepts.csv", ("categories",))
+    return [{name.strip() for name in row["categories"].split(";")} for row in concepts]
+
+
+def run(recipe: Recipe, data_folder: Path, out: Path, vice: ViceRecipe | None = None) -> dict[str, Any]:
     """Extract and learn what is not there yet, then measure, and return the figures.
+
+    Args:
+        recipe: of the model.
+        data_folder: photos and judgments.
+        out: run folder to make or to continue.
+        vice: how to fit VICE first, where the data folder has choices and no embedding; see `training.people`.
 
     Raises:
         ValueError: bad data (named), or `out` belongs to another recipe or other inputs.
     """
+    if vice is not None:
+        fit_people(data_folder, len(_read_categories(data_folder)), vice)
     data = read_data(data_folder)
     out.mkdir(parents=True, exist_ok=True)
     identity = {"recipe": asdict(recipe), "inputs": input_hashes(data_folder)}
@@ -96,8 +135,8 @@ def split_concepts(
 
 
 def input_hashes(data_folder: Path) -> dict[str, str]:
-    """Sha256 of each of `INPUTS`."""
-    return {name: sha256_of(data_folder / name) for name in INPUTS}
+    """Sha256 of each of `INPUTS` that is there."""
+    return {name: sha256_of(data_folder / name) for name in INPUTS if (data_folder / name).exists()}
 
 
 def require_inputs(data_folder: Path, trained_on: dict[str, str]) -> None:
@@ -118,7 +157,7 @@ def _fit(
             data.photos.concept,
             np.setdiff1d(data.photos.concepts, hidden),
             hidden,
-            data.vice,
+            data.people,
             recipe.align,
             seed=seed,
             description=f"align {file.stem}",
@@ -178,36 +217,42 @@ def _split_figures(
     vectors: dict[int, NDArray[np.float32]],
     temperature: float,
 ) -> list[dict[str, Any]]:
-    """Nearest neighbours and animal/vehicle triplets, mean over the splits."""
+    """Nearest neighbours and animal/vehicle triplets, mean over the splits; none of what the data do not have."""
     caltech, label = data.photos.of_dataset("caltech101")
     neighbours, probabilities, hits = [], [], []
     for seed, (train, held_out) in splits.items():
         x = features if space == "base" else vectors[seed]
         unseen = ~np.isin(data.photos.concept[caltech], train)
-        neighbours.append(evaluate.nearest_neighbour(x[caltech], label, unseen))
-        sims = two_animals_and_a_vehicle(data, x, held_out, KERNEL[space], seed)
-        hits.append(evaluate.proportion(float((triplets.odd_one_out(sims) == 2).sum()), len(sims)))
-        given = triplets.odd_probabilities(sims, temperature)[:, 2]
-        probabilities.append(evaluate.mean(given))
-    where = f"mean of {len(splits)} splits, 95 % interval of one split"
-    vehicle = f"held-out concepts by THINGS category; {where}"
+        if unseen.any():
+            neighbours.append(evaluate.nearest_neighbour(x[caltech], label, unseen))
+        if has_animals_and_vehicles(data, held_out):
+            sims = two_animals_and_a_vehicle(data, x, held_out, KERNEL[space], seed)
+            hits.append(evaluate.proportion(float((triplets.odd_one_out(sims) == 2).sum()), len(sims)))
+            probabilities.append(evaluate.mean(triplets.odd_probabilities(sims, temperature)[:, 2]))
+    by_category = "held-out concepts by THINGS category"
+    vehicle = "two animals and a vehicle:"
+    found = (
+        ("Caltech-101 1-NN, classes not trained on", neighbours, "fraction", "leave-one-out, cosine"),
+        (f"{vehicle} the vehicle is odd", hits, "fraction", by_category),
+        (f"{vehicle} probability of the vehicle", probabilities, "probability", by_category),
+    )
     return [
         _figure(
-            "Caltech-101 1-NN, classes not trained on",
+            name,
             space,
-            evaluate.average(neighbours),
-            "fraction",
-            f"leave-one-out, cosine; {where}",
-        ),
-        _figure("two animals and a vehicle: the vehicle is odd", space, evaluate.average(hits), "fraction", vehicle),
-        _figure(
-            "two animals and a vehicle: probability of the vehicle",
-            space,
-            evaluate.average(probabilities),
-            "probability",
-            vehicle,
-        ),
+            evaluate.average(estimates),
+            unit,
+            f"{note}; mean of {len(estimates)} splits, 95 % interval of one split",
+        )
+        for name, estimates, unit, note in found
+        if estimates
     ]
+
+
+def has_animals_and_vehicles(data: Data, concepts: Sequence[int] | NDArray[np.int64]) -> bool:
+    """Whether `two_animals_and_a_vehicle` can be asked about these concepts."""
+    animals, vehicles = (sum(name in data.categories[c] for c in concepts) for name in ("animal", "vehicle"))
+    return animals >= 2 and vehicles >= 1
 
 
 def two_animals_and_a_vehicle(
@@ -262,8 +307,10 @@ def _human(recipe: Recipe, data: Data, features: NDArray[np.float32], out: Path)
 
 
 def _shipped(data: Data, features: NDArray[np.float32], vectors: NDArray[np.float32]) -> list[dict[str, Any]]:
-    """Nearest neighbours of all Caltech-101 photos, with the transform that is exported."""
+    """Nearest neighbours of all Caltech-101 photos, with the transform that is exported; nothing without them."""
     caltech, label = data.photos.of_dataset("caltech101")
+    if not label:
+        return []
     everything = np.ones(int(caltech.sum()), bool)
     note = "leave-one-out, cosine; the exported transform, which has seen the concepts of these classes; 95 % Wald"
     return [

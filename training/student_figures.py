@@ -12,7 +12,7 @@ from contract.triplets import Kernel
 from training import evaluate
 from training.evaluate import Estimate, Judged, Statistic
 from training.recipe import Recipe
-from training.run import Data, two_animals_and_a_vehicle
+from training.run import Data, has_animals_and_vehicles, two_animals_and_a_vehicle
 
 KERNEL: Kernel = "dot"
 """Of all models alike, as in the paper's THINGS figures; agreement is given by cosine too."""
@@ -48,6 +48,7 @@ def student_figures(splits: Sequence[Split], data: Data, recipe: Recipe) -> dict
     }
     statistics = {name: _statistics(temperature[name]) for name in names}
     hits = {name: [_hits(split, name, data) for split in splits] for name in names}
+    asked = [key for key in hits[names[0]][0] if all(key in h for h in hits[names[0]])]  # of every split
     options = {"repetitions": recipe.bootstrap, "seed": recipe.seed}
     models: dict[str, dict[str, Estimate]] = {}
     for name in names:
@@ -55,14 +56,14 @@ def student_figures(splits: Sequence[Split], data: Data, recipe: Recipe) -> dict
         models[name]["agreement by cosine"] = evaluate.estimate(cosine[name], evaluate.agreement, **options)
         models[name] |= {
             key: evaluate.average([evaluate.proportion(float(h[key].sum()), len(h[key])) for h in hits[name]])
-            for key in hits[name][0]
+            for key in asked
         }
     differences: dict[str, dict[str, Estimate]] = {}
     for a, b in [(a, b) for i, a in enumerate(names) for b in names[:i]]:
         differences[f"{a} - {b}"] = {
             key: evaluate.difference(judged[a], judged[b], (statistics[a][key], statistics[b][key]), **options)
             for key in statistics[a]
-        } | {key: paired_mean([x[key] for x in hits[a]], [x[key] for x in hits[b]]) for key in hits[a][0]}
+        } | {key: paired_mean([x[key] for x in hits[a]], [x[key] for x in hits[b]]) for key in asked}
     as_dicts = {
         kind: {name: {key: asdict(e) for key, e in figures.items()} for name, figures in groups.items()}
         for kind, groups in (("models", models), ("differences", differences))
@@ -100,17 +101,19 @@ def _statistics(temperature: float) -> dict[str, Statistic]:
 
 
 def _hits(split: Split, name: str, data: Data) -> dict[str, NDArray[np.bool_]]:
-    """Right or wrong, photo by photo and triplet by triplet."""
+    """Right or wrong, photo by photo and triplet by triplet, of what the data have."""
     x = split.vectors[name]
     caltech, label = data.photos.of_dataset("caltech101")
     trained = np.setdiff1d(data.photos.concepts, split.held_out)
     unseen = ~np.isin(data.photos.concept[caltech], trained)
-    sims = two_animals_and_a_vehicle(data, x, split.held_out, KERNEL, split.seed)
-    return {
-        "Caltech-101 1-NN": evaluate.nearest_neighbour_hits(x[caltech], label, np.ones(len(label), bool)),
-        "Caltech-101 1-NN, classes not trained on": evaluate.nearest_neighbour_hits(x[caltech], label, unseen),
-        "two animals and a vehicle: the vehicle is odd": triplets.odd_one_out(sims) == 2,
-    }
+    hits = {}
+    for key, asked in (("", np.ones(len(label), bool)), (", classes not trained on", unseen)):
+        if asked.any():
+            hits[f"Caltech-101 1-NN{key}"] = evaluate.nearest_neighbour_hits(x[caltech], label, asked)
+    if has_animals_and_vehicles(data, split.held_out):
+        sims = two_animals_and_a_vehicle(data, x, split.held_out, KERNEL, split.seed)
+        hits["two animals and a vehicle: the vehicle is odd"] = triplets.odd_one_out(sims) == 2
+    return hits
 
 
 def paired_mean(first: Sequence[NDArray[np.bool_]], second: Sequence[NDArray[np.bool_]]) -> Estimate:

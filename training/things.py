@@ -28,6 +28,9 @@ class Responses:
     odd: NDArray[np.int64]
 
 
+NO_RESPONSES = Responses(np.empty((0, 3), np.int64), np.empty(0, np.int64))
+
+
 def read_vice(path: Path) -> NDArray[np.float64]:
     """The VICE mean embedding, [concepts, dimensions].
 
