@@ -17,7 +17,17 @@ from alignet_client.errors import (
     Unavailable,
     UnexpectedReply,
 )
-from alignet_client.results import Embeddings, Judgment, ModelCard, ModelSummary, OddOneOut, Similarities, SpaceCard
+from alignet_client.results import (
+    Embeddings,
+    Explanation,
+    Judgment,
+    ModelCard,
+    ModelSummary,
+    OddOneOut,
+    SharedDimension,
+    Similarities,
+    SpaceCard,
+)
 from alignet_client.retrying import Retries
 
 __all__ = [
@@ -29,6 +39,7 @@ __all__ = [
     "ConnectionFailed",
     "DeadlineExceeded",
     "Embeddings",
+    "Explanation",
     "Judgment",
     "ModelCard",
     "ModelSummary",
@@ -37,6 +48,7 @@ __all__ = [
     "Overloaded",
     "Retries",
     "ServiceProblem",
+    "SharedDimension",
     "Similarities",
     "SpaceCard",
     "SpaceMismatch",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from alignet_client import duplicates, files
+from alignet_client import duplicates, files, indexing
 from alignet_client.aio import AsyncClient
 from alignet_client.client import Client
 from alignet_client.errors import AligNetError
@@ -87,6 +87,7 @@ def _odd(options: argparse.Namespace) -> Answer:
         f"(model {reply.model}, space {reply.space}{calibrated})"
     )
     answer = {**vars(result), "odd_one_out": odd, "position": result.odd_one_out, "images": list(options.images)}
+    del answer["explanation"]  # not asked for
     return answer | {"model": reply.model, "space": reply.space, "fingerprint": reply.fingerprint}, lines
 
 
@@ -200,7 +201,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="alignet", description="Ask a running AligNet Serve about photos.")
     parser.add_argument("--version", action="version", version=f"alignet {version('alignet-serve')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    shared = _shared()
+    connection = _connection()
+    shared = argparse.ArgumentParser(add_help=False, parents=[connection])
+    shared.add_argument("--space", choices=("aligned", "base"), default="aligned", help="default: %(default)s")
     many = argparse.ArgumentParser(add_help=False)
     many.add_argument("--batch", type=_positive, default=16, metavar="N", help="photos of one request (%(default)s)")
     many.add_argument("--concurrency", type=_positive, default=2, metavar="N", help="requests at once (%(default)s)")
@@ -231,15 +234,16 @@ def _parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("models", parents=[shared], help="what is served")
     one.set_defaults(run=_models)
+
+    indexing.add(commands, connection, shared, many, _positive)
     return parser
 
 
-def _shared() -> argparse.ArgumentParser:
+def _connection() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--url", help="of the service; default: ALIGNET_URL, or http://localhost:8000")
     parser.add_argument("--key", help="API key; default: ALIGNET_KEY, which other users of the machine do not see")
     parser.add_argument("--model", help="default: the one served")
-    parser.add_argument("--space", choices=("aligned", "base"), default="aligned", help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

@@ -106,10 +106,12 @@ class AsyncClient:
         space: SpaceName = "aligned",
         min_margin: float | None = None,
         max_entropy: float | None = None,
+        explain: bool = False,
         expect_fingerprint: str | None = None,
     ) -> OddOneOut:
         """See `Client.odd_one_out`."""
-        options = self._options(space, expect_fingerprint, min_margin=min_margin, max_entropy=max_entropy)
+        asked = {"min_margin": min_margin, "max_entropy": max_entropy, "explain": explain or None}
+        options = self._options(space, expect_fingerprint, **asked)
         call = await asyncio.to_thread(asking.odd_one_out, images, vectors, triplets, options)
         return wire.odd_one_out_of(await self._send(call))
 
@@ -132,6 +134,10 @@ class AsyncClient:
     async def models(self) -> list[ModelSummary]:
         """See `Client.models`."""
         return wire.models_of(await self._send(wire.MODELS))
+
+    async def aliases(self) -> dict[str, dict[str, float]]:
+        """See `Client.aliases`."""
+        return wire.aliases_of(await self._send(wire.MODELS))
 
     async def model(self, name: str | None = None) -> ModelCard:
         """See `Client.model`."""

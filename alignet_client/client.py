@@ -124,6 +124,7 @@ class Client:
         space: SpaceName = "aligned",
         min_margin: float | None = None,
         max_entropy: float | None = None,
+        explain: bool = False,
         expect_fingerprint: str | None = None,
     ) -> OddOneOut:
         """Which of three is the odd one, for each triplet, in one request.
@@ -135,6 +136,7 @@ class Client:
             space: the space to judge in, and that of `vectors`.
             min_margin: abstain where the top probability leads by less.
             max_entropy: abstain where the normalised entropy is above.
+            explain: show which parts of the images made the answer; slow, and for few triplets only.
             expect_fingerprint: refuse any other space.
 
         Raises:
@@ -142,7 +144,8 @@ class Client:
             ValueError: not either images or vectors.
             AligNetError: any of `alignet_client.errors`; `index` names the image, vector or triplet.
         """
-        options = self._options(space, expect_fingerprint, min_margin=min_margin, max_entropy=max_entropy)
+        asked = {"min_margin": min_margin, "max_entropy": max_entropy, "explain": explain or None}
+        options = self._options(space, expect_fingerprint, **asked)
         return wire.odd_one_out_of(self._send(asking.odd_one_out(images, vectors, triplets, options)))
 
     def similarity(
@@ -179,6 +182,10 @@ class Client:
     def models(self) -> list[ModelSummary]:
         """The models served. Raises AligNetError."""
         return wire.models_of(self._send(wire.MODELS))
+
+    def aliases(self) -> dict[str, dict[str, float]]:
+        """The names that stand for several models, each with its models and their weights. Raises AligNetError."""
+        return wire.aliases_of(self._send(wire.MODELS))
 
     def model(self, name: str | None = None) -> ModelCard:
         """The card of a model, by default that of this client. Raises AligNetError: NotFound, for one."""

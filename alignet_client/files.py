@@ -48,8 +48,12 @@ def row(file: Path, name: str, content: bytes) -> Row:
     digest = hashlib.sha256(content).hexdigest()
     # Bytes of a name that are no UTF-8 are written out, as JSON and Parquet hold only text.
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    key = str(uuid.uuid5(uuid.NAMESPACE_OID, f"sha256:{digest}"))
-    return Row(key, name, digest, len(content), file.stat().st_mtime_ns)
+    return Row(content_id(digest), name, digest, len(content), file.stat().st_mtime_ns)
+
+
+def content_id(sha256: str) -> str:
+    """The id of content with this hash (hex), in every index: a UUID, which all engines take."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"sha256:{sha256}"))
 
 
 def write(out: Path, rows: Sequence[Row], vectors: NDArray[np.float32], space: dict[str, Any]) -> list[Path]:
@@ -71,11 +75,11 @@ def write(out: Path, rows: Sequence[Row], vectors: NDArray[np.float32], space: d
     if out.suffix != ".npy":
         raise ValueError(f"{out}: expected a name that ends with .parquet or .npy")
     lines, about = out.with_suffix(".jsonl"), out.with_suffix(".space.json")
-    with _whole(about) as stream:
+    with whole(about) as stream:
         stream.write((json.dumps(space, indent=2) + "\n").encode())
-    with _whole(lines) as stream:
+    with whole(lines) as stream:
         stream.writelines((json.dumps(asdict(one)) + "\n").encode() for one in rows)
-    with _whole(out) as stream:
+    with whole(out) as stream:
         np.save(stream, vectors, allow_pickle=False)
     return [out, lines, about]
 
@@ -104,12 +108,13 @@ def _write_parquet(out: Path, rows: Sequence[Row], vectors: NDArray[np.float32],
     lists = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.ravel()), vectors.shape[1])
     table = pyarrow.table(columns | {"vector": lists})
     table = table.replace_schema_metadata({f"alignet.{key}": str(value) for key, value in space.items()})
-    with _whole(out) as stream:
+    with whole(out) as stream:
         pyarrow.parquet.write_table(table, stream)
 
 
 @contextlib.contextmanager
-def _whole(file: Path) -> Iterator[BinaryIO]:
+def whole(file: Path) -> Iterator[BinaryIO]:
+    """A stream to write `file` with, which appears whole or not at all."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as stream:

@@ -37,6 +37,36 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
+class SharedDimension:
+    """One named dimension that the most similar pair has in common; `share` is of their dot product."""
+
+    name: str
+    product: float
+    share: float
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value
+class Explanation:
+    """Why an image is the odd one.
+
+    Attributes:
+        log_probability: ln p(odd_one_out) of the whole images.
+        maps: [3, rows, columns]: for the three images, in the order of the triplet, the drop of that with a place
+            covered; above 0, what is there speaks for the answer.
+        boxes: [3, rows, columns, 4]: left, top, right, bottom of each place, in pixels of the photo after its EXIF
+            orientation.
+        shared: what the most similar pair has in common; None unless the model names the dimensions of the space.
+        method: in words.
+    """
+
+    log_probability: float
+    maps: NDArray[np.float64]
+    boxes: NDArray[np.float64]
+    shared: list[SharedDimension] | None
+    method: str
+
+
+@dataclass(frozen=True)
 class Judgment:
     """One judged triplet.
 
@@ -49,6 +79,7 @@ class Judgment:
         entropy: of the probabilities, in nats.
         entropy_normalized: entropy / ln 3; 0 certain, 1 undecided.
         margin: largest minus second-largest probability.
+        explanation: if it was asked for, and there is an answer.
     """
 
     triplet: tuple[int, int, int]
@@ -59,6 +90,7 @@ class Judgment:
     entropy: float
     entropy_normalized: float
     margin: float
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True)

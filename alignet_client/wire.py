@@ -13,7 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from alignet_client.errors import ServiceProblem, UnexpectedReply, problem_body, problem_of
 from alignet_client.images import Limits, Payload
-from alignet_client.results import Judgment, ModelCard, ModelSummary, OddOneOut, Similarities, SpaceCard
+from alignet_client.results import (
+    Explanation,
+    Judgment,
+    ModelCard,
+    ModelSummary,
+    OddOneOut,
+    SharedDimension,
+    Similarities,
+    SpaceCard,
+)
 
 Files = Sequence[tuple[str, tuple[str, bytes, str]]]
 
@@ -187,6 +196,15 @@ def models_of(reply: Reply) -> list[ModelSummary]:
         return [_summary(item) for item in parsed(reply)["models"]]
 
 
+def aliases_of(reply: Reply) -> dict[str, dict[str, float]]:
+    """The aliases in an answer of GET /models; none where it has no such field."""
+    with _shape():
+        return {
+            name: {model: float(weight) for model, weight in weights.items()}
+            for name, weights in parsed(reply).get("aliases", {}).items()
+        }
+
+
 def card_of(reply: Reply) -> ModelCard:
     """Answer of GET /models/{name}."""
     body = parsed(reply)
@@ -209,11 +227,26 @@ def odd_one_out_of(reply: Reply) -> OddOneOut:
     """Answer of /odd-one-out."""
     body = parsed(reply)
     with _shape():
-        results = [
-            Judgment(**{key: _tuple(item[key]) for key in Judgment.__dataclass_fields__}) for item in body["results"]
-        ]
+        results = [_judgment(item) for item in body["results"]]
         names = ("model", "space", "fingerprint", "similarity", "temperature", "calibrated", "tie_rule")
         return OddOneOut(results=results, **{name: body[name] for name in names})
+
+
+def _judgment(item: dict[str, Any]) -> Judgment:
+    plain = {key: _tuple(item[key]) for key in Judgment.__dataclass_fields__ if key != "explanation"}
+    given = item.get("explanation")
+    return Judgment(**plain, explanation=None if given is None else _explanation(given))
+
+
+def _explanation(given: dict[str, Any]) -> Explanation:
+    shared = given["shared"]
+    return Explanation(
+        log_probability=given["log_probability"],
+        maps=np.array([image["map"] for image in given["images"]], np.float64),
+        boxes=np.array([image["boxes"] for image in given["images"]], np.float64),
+        shared=None if shared is None else [SharedDimension(**dimension) for dimension in shared["dimensions"]],
+        method=given["method"],
+    )
 
 
 def similarities_of(reply: Reply) -> Similarities:

@@ -1,6 +1,7 @@
 """The asynchronous client against the live service."""
 
 import asyncio
+import inspect
 from typing import Any
 
 import httpx2
@@ -30,6 +31,7 @@ def test_every_method_answers_as_the_ordinary_client(live: str) -> None:
             await client.odd_one_out(PHOTOS[:3]),
             await client.models(),
             await client.model(),
+            await client.aliases(),
             await client.ready(),
         ]
 
@@ -38,7 +40,29 @@ def test_every_method_answers_as_the_ordinary_client(live: str) -> None:
         np.testing.assert_array_equal(found[0], client.embed(PHOTOS))
         np.testing.assert_array_equal(found[1], client.embed(PHOTOS, normalize=True))
         np.testing.assert_array_equal(found[2], client.similarity(PHOTOS[:3]).matrix)
-        assert found[3:] == [client.odd_one_out(PHOTOS[:3]), client.models(), client.model(), True]
+        assert found[3:] == [client.odd_one_out(PHOTOS[:3]), client.models(), client.model(), {}, True]
+
+
+def test_an_explanation_is_that_of_the_ordinary_client(live: str) -> None:
+    found = run(live, lambda client: client.odd_one_out(PHOTOS[:3], explain=True)).results[0]
+    with Client(live) as client:
+        expected = client.odd_one_out(PHOTOS[:3], explain=True).results[0]
+        assert client.odd_one_out(PHOTOS[:3]).results[0].explanation is None
+    assert (expected.explanation.maps.shape, expected.explanation.boxes.shape) == ((3, 7, 7), (3, 7, 7, 4))
+    np.testing.assert_allclose(found.explanation.maps, expected.explanation.maps, atol=1e-5)
+    np.testing.assert_array_equal(found.explanation.boxes, expected.explanation.boxes)
+    assert np.abs(expected.explanation.maps).max() > 0.01
+    assert (found.explanation.shared, found.explanation.method) == (None, expected.explanation.method)
+    odd = expected.probabilities[expected.triplet.index(expected.odd_one_out)]
+    assert np.exp(expected.explanation.log_probability) == pytest.approx(odd)
+
+
+def test_the_two_clients_have_the_same_methods_with_the_same_arguments() -> None:
+    ours = {name: method for name, method in inspect.getmembers(Client, inspect.isfunction) if name[0] != "_"}
+    for name, method in ours.items():
+        if name != "close":
+            theirs = inspect.signature(getattr(AsyncClient, name)).parameters
+            assert list(theirs.values()) == list(inspect.signature(method).parameters.values()), name
 
 
 def test_one_bad_image_ends_the_run_with_its_own_error(live: str) -> None:

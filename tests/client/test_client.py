@@ -204,6 +204,14 @@ def test_models_and_their_card(client: Client, live: str) -> None:
         assert same.ready()
 
 
+def test_aliases_are_those_of_the_service(serve: Any, client: Client) -> None:
+    assert client.aliases() == {}
+    transport = serve(aliases="best=toy:2;next=toy:1")._transport
+    with Client("http://testserver", transport=transport) as named:
+        assert named.aliases() == {"best": {"toy": 2.0}, "next": {"toy": 1.0}}
+        assert [summary.name for summary in named.models()] == ["toy"]
+
+
 def test_a_key_is_sent_and_its_lack_is_said(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     transport = serve(api_keys="secret")._transport
     with Client("http://testserver", transport=transport) as client, pytest.raises(Unauthorized, match="Bearer KEY"):

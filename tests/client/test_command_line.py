@@ -13,7 +13,7 @@ import pytest
 from alignet_client import Client, files
 from alignet_client.__main__ import main
 from alignet_client.duplicates import groups
-from app.bulk import SUFFIXES
+from app.files import SUFFIXES
 from tests.toy import encoded, photo
 
 
