@@ -20,7 +20,7 @@ test: test-serving test-training
 test-serving: .venv/.dev .venv-triton/.server
 	EXPECT_NO_TORCH=1 .venv/bin/python -m pytest tests/contract tests/app tests/client tests/architecture tests/deploy
 
-test-training: .venv-train/.train
+test-training: .venv-train/.train .venv-triton/.server
 	.venv-train/bin/python -m pytest tests/training tests/export
 
 check: .venv/.dev .venv-train/.train

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from app.graph_cache import GraphCache
 from app.timings import Timings
-from contract.bundle import GRAPH_INPUT, Bundle, check_golden, check_golden_pixels
+from contract.bundle import GRAPH_INPUT, MODEL, Bundle, check_golden, check_golden_pixels
 from contract.graph import check_graph
 
 log = logging.getLogger("alignet")
@@ -148,52 +149,178 @@ def _cpu_groups(cgroups: Path, own: Path) -> list[Path]:
     return folders
 
 
+def buckets_of(device: str, max_batch: int) -> tuple[int, ...]:
+    """Sizes that batches are filled up to, smallest first; none on a CPU, where every image costs its own time.
+
+    On a GPU a size that was not seen before costs a search for the fastest convolutions, or TensorRT a new engine:
+    ten times an inference and more, in the middle of serving.
+    """
+    if device == "cpu":
+        return ()
+    return (*(2**k for k in range(max_batch.bit_length()) if 2**k < max_batch), max_batch)
+
+
+def providers_of(
+    device: str, available: Sequence[str], shape: tuple[int, int, int], buckets: Sequence[int], cache: Path | None
+) -> list[tuple[str, dict[str, Any]]]:
+    """ONNX Runtime's providers of a device, the most wanted first, with their options.
+
+    Args:
+        available: what this installation has; others are left out.
+        shape: (3, height, width) of an image.
+        buckets: see `buckets_of`.
+        cache: folder for TensorRT's engines; None builds them at each start.
+    """
+    # ONNX Runtime's own choices are an exhaustive search for each new shape, and an arena that doubles.
+    cuda = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+    sides = "x".join(map(str, shape))
+    profile = {"min": 1, "opt": max(buckets, default=1), "max": max(buckets, default=1)}
+    tensorrt: dict[str, Any] = {
+        f"trt_profile_{name}_shapes": f"{GRAPH_INPUT}:{size}x{sides}" for name, size in profile.items()
+    }
+    if cache is not None:
+        tensorrt |= {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(cache)}
+    wanted: dict[str, dict[str, dict[str, Any]]] = {
+        "cpu": {},
+        "cuda": {"cuda": cuda},
+        "tensorrt": {"tensorrt": tensorrt, "cuda": cuda},
+    }
+    named = [(PROVIDERS[name], options) for name, options in (wanted[device] | {"cpu": {}}).items()]
+    return [(name, options) for name, options in named if name in available]
+
+
 class OnnxEngine:
     """ONNX Runtime in this process. Construct with `open_engine`, which also proves it.
 
     `pace` is the seconds an image took in the largest batch of the warm-up.
+
+    Args:
+        buckets: see `buckets_of`.
+        graph_cache: folder in which the optimised graph is kept; see `app.graph_cache`.
     """
 
     pace = 0.05
 
-    def __init__(self, bundle: Bundle, *, device: str, threads: int, allow_cpu_fallback: bool) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str,
+        threads: int,
+        allow_cpu_fallback: bool,
+        buckets: tuple[int, ...] = (),
+        graph_cache: Path | None = None,
+    ) -> None:
         require_one_runtime(installed_runtimes())
         # Its official builds report usage to their maker unless told not to (Privacy.md in the wheel).
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime as ort  # here, so that a missing extra is explained above
 
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # The arena keeps the memory of the largest batch; image size and max_batch bound it, and the
-        # warm-up reaches that bound, so memory does not creep up later (fastembed issue 570).
-        # Spinning threads would take the CPU from the image decoders.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        wanted = [PROVIDERS[device], PROVIDERS["cpu"]] if device != "cpu" else [PROVIDERS["cpu"]]
-        available = [name for name in wanted if name in ort.get_available_providers()]
-        require_provider(device, available, allow_cpu_fallback=allow_cpu_fallback)
-        self._session = ort.InferenceSession(str(bundle.model_path), options, providers=available)
+        shape = bundle.manifest.pixels.shape
+        wanted = providers_of(device, ort.get_available_providers(), shape, buckets, graph_cache)
+        require_provider(device, [name for name, _ in wanted], allow_cpu_fallback=allow_cpu_fallback)
+        self._session = _session(bundle, wanted, threads, graph_cache)
         self.providers: list[str] = self._session.get_providers()
         require_provider(device, self.providers, allow_cpu_fallback=allow_cpu_fallback)
+        self._on_gpu = self.providers[0] != PROVIDERS["cpu"]
+        self._buckets = buckets if self._on_gpu else ()
         self._spaces = list(bundle.manifest.spaces)
         check_graph(bundle, self._session.get_inputs(), self._session.get_outputs())
 
     def embed(self, pixels: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """[n, 3, height, width] to {space: [n, size]}; runs without the GIL."""
-        return dict(zip(self._spaces, self._session.run(self._spaces, {GRAPH_INPUT: pixels}), strict=True))
+        n = len(pixels)
+        size = min((bucket for bucket in self._buckets if bucket >= n), default=n)
+        # Filled up with the same images again, which leave a range over the batch (int8) as it was.
+        filled = pixels if size == n else np.resize(pixels, (size, *pixels.shape[1:]))
+        run = self._session.run
+        vectors = self._bound(filled, "cuda") if self._on_gpu else run(self._spaces, {GRAPH_INPUT: filled})
+        return {space: rows[:n] for space, rows in zip(self._spaces, vectors, strict=True)}
+
+    def _bound(self, pixels: NDArray[Any], device: str) -> list[NDArray[np.float32]]:
+        """What the session gives; pixels and vectors cross to and from the device once each."""
+        binding = self._session.io_binding()
+        binding.bind_cpu_input(GRAPH_INPUT, np.ascontiguousarray(pixels))
+        for space in self._spaces:
+            binding.bind_output(space, device)
+        self._session.run_with_iobinding(binding)
+        vectors: list[NDArray[np.float32]] = binding.copy_outputs_to_cpu()
+        return vectors
 
 
-def open_engine(bundle: Bundle, *, device: str, threads: int, max_batch: int, allow_cpu_fallback: bool) -> OnnxEngine:
-    """A session that is verified and warm: provider, graph, golden pixels, golden vectors, largest batch.
+def _session(
+    bundle: Bundle, providers: list[tuple[str, dict[str, Any]]], threads: int, graph_cache: Path | None
+) -> Any:
+    """An ONNX Runtime session on the bundle's graph, or on what an earlier process kept of it."""
+    import onnxruntime as ort
+
+    # TensorRT compiles the graph, which then cannot be written; it has a cache of its own.
+    if graph_cache is None or providers[0][0] == PROVIDERS["tensorrt"]:
+        return ort.InferenceSession(str(bundle.model_path), _session_options(threads), providers=providers)
+    sha256 = bundle.manifest.files[MODEL].sha256
+    cache = GraphCache(graph_cache, model_sha256=sha256, runtime=ort.__version__, provider=providers[0][0])
+    if (found := cache.find()) is not None:
+        options = _session_options(threads)
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised
+        return ort.InferenceSession(str(found), options, providers=providers)
+    try:
+        with cache.filling() as file:
+            options = _session_options(threads)
+            if file is not None:
+                options.optimized_model_filepath = str(file)
+                options.log_severity_level = 3  # below: that the graph fits this processor only, which the key says
+            return ort.InferenceSession(str(bundle.model_path), options, providers=providers)
+    except Exception as error:  # ONNX Runtime's own kinds: a full disk, a graph of more than 2 GiB
+        log.warning("no optimised graph is kept in %s: %s", graph_cache, error)
+    return ort.InferenceSession(str(bundle.model_path), _session_options(threads), providers=providers)
+
+
+def _session_options(threads: int) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # The arena keeps the memory of the largest batch; image size and max_batch bound it, and the
+    # warm-up reaches that bound, so memory does not creep up later (fastembed issue 570). Without it and
+    # memory patterns, a ViT-S in batches of up to 4 held 547 MB instead of 548, and the starter took 1.15
+    # times the processor's time for one image.
+    # Spinning threads would take the CPU from the image decoders.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def open_engine(
+    bundle: Bundle,
+    *,
+    device: str,
+    threads: int,
+    max_batch: int,
+    allow_cpu_fallback: bool,
+    graph_cache: Path | None = None,
+) -> OnnxEngine:
+    """A session that is verified and warm: provider, graph, golden pixels, golden vectors, every size of batch.
+
+    On a CPU the sizes are one and the largest, elsewhere those of `buckets_of`.
 
     Raises:
         EngineUnavailable: no session as asked.
         BundleError: the graph or its vectors are not what the manifest states.
     """
-    engine = OnnxEngine(bundle, device=device, threads=threads, allow_cpu_fallback=allow_cpu_fallback)
+    buckets = buckets_of(device, max_batch)
+    engine = OnnxEngine(
+        bundle,
+        device=device,
+        threads=threads,
+        allow_cpu_fallback=allow_cpu_fallback,
+        buckets=buckets,
+        graph_cache=graph_cache,
+    )
     check_golden_pixels(bundle)
     check_golden(bundle, engine.embed(bundle.golden.pixels))
     full = np.resize(bundle.golden.pixels, (max_batch, *bundle.manifest.pixels.shape))
+    for size in buckets or (1,):
+        engine.embed(full[:size])
     start = time.perf_counter()
     engine.embed(full)
     engine.pace = (time.perf_counter() - start) / max_batch

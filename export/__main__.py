@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,8 +36,8 @@ def _add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     command.add_argument(
         "source",
-        help="a complete run folder of `python -m training run`; or a model: a name of the table in "
-        "training/models.py, timm:NAME or open_clip:ARCH/PRETRAINED",
+        help="a complete run folder of `python -m training run`, `perceptual` or `joint`; or a model: a name of the "
+        "table in training/models.py, timm:NAME or open_clip:ARCH/PRETRAINED",
     )
     command.add_argument("--out", type=Path, required=True, help="bundle folder to make; must not exist")
     command.add_argument("--data", type=Path, help="folder that a run was trained on")
@@ -47,10 +47,23 @@ def _add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         nargs="+",
         default=["int8", "fp16-weights", "fp32"],
         help="precisions the bundle may have, the most wanted first (default: what suits a CPU); "
-        "fp32, fp16-weights, fp16, int8-weights, int8",
+        "fp32, fp16-weights, bf16-weights, fp16, int8-weights, int8",
     )
     command.add_argument("--force", action="store_true", help="let an int8 precision leave above its limits")
     command.add_argument("--space", choices=("aligned", "both"), help="serve the base space beside; both, if there is")
+    command.add_argument(
+        "--input",
+        choices=("uint8", "float32"),
+        default="uint8",
+        help="pixels that the graph takes: uint8, which it normalises itself, or float32 normalised as timm's and "
+        "torchvision's transforms do (%(default)s)",
+    )
+    command.add_argument(
+        "--dimensions",
+        type=Path,
+        metavar="FILE",
+        help="text file with a name for each dimension of the aligned space, one a line, where they have a meaning",
+    )
     command.add_argument("--golden", type=Path, nargs="+", default=[], help="photos that become golden images")
     command.add_argument("--parity-photos", type=int, help="photos that precisions are compared on (600)")
     command.add_argument("--calibration-photos", type=int, help="others, for ranges of a convolutional int8 (200)")
@@ -61,6 +74,15 @@ def _add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "image_2, odd_position); a run with --data is calibrated on its own held-out splits",
     )
     command.add_argument("--held-out", type=Path, help="concepts of --calibrate that the model was not fitted on")
+    server = command.add_argument_group("for parity in Triton")
+    server.add_argument(
+        "--triton",
+        metavar="HOST:PORT",
+        help="gRPC of a Triton server started with --model-control-mode=explicit: every precision is loaded into it "
+        "under a name of its own, measured and unloaded, and must pass there too",
+    )
+    server.add_argument("--triton-backend", choices=get_args(triton.Backend), default="onnxruntime")
+    server.add_argument("--triton-device", choices=get_args(triton.Device), default="cpu")
     model = command.add_argument_group("for a model")
     model.add_argument("--checkpoint", type=Path, help="local weights (.pt, .pth, .safetensors) instead of the hub's")
     model.add_argument("--random-weights", type=int, metavar="SEED", help="to try things out")
@@ -78,20 +100,26 @@ def _add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _bundle(args: argparse.Namespace) -> None:
     from export.package import PackageOptions, package  # here: it needs torch, and the other commands do not
-    from export.sources import serving
+    from export.sources import read_dimensions, serving
+    from export.triton_parity import Server
 
+    server = None if args.triton is None else Server(args.triton, args.triton_backend, args.triton_device)
     options = PackageOptions(
         precisions=tuple(args.precision),
         force=args.force,
         golden_photos=tuple(args.golden),
         parity_photos=args.parity_photos,
         calibration_photos=args.calibration_photos,
+        triton=server,
     )
     if args.out.exists():
         raise FileExistsError(f"{args.out} exists; remove it or choose another folder.")
     source, images, calibrator = _of_run(args) if Path(args.source).is_dir() else _of_model(args)
     if args.space is not None:
         source = serving(source, args.space)
+    source = replace(source, input=args.input)
+    if args.dimensions is not None:
+        source = replace(source, dimensions=read_dimensions(args.dimensions))
     bundle, report = package(source, images, args.out, options, calibrator)
     print(report)
     size = sum(file.stat().st_size for file in bundle.path.iterdir()) / 1e6
@@ -103,14 +131,19 @@ def _bundle(args: argparse.Namespace) -> None:
 def _of_run(args: argparse.Namespace) -> Any:
     """(source, photos, calibrator) of a run folder."""
     from export import calibration
+    from export.perceptual import is_perceptual
     from export.sources import ModelOptions, read_run, require_run
     from training.images import open_images
 
     run = Path(args.source)
-    require_run(run)
+    perceptual = is_perceptual(run)
+    if not perceptual:
+        require_run(run)
     for field in fields(ModelOptions):
         if getattr(args, field.name, None) not in (None, ""):
             raise ValueError(f"--{field.name.replace('_', '-')} is for a model; {run} is a run, which has its own.")
+    if perceptual:
+        return _of_perceptual(args, run)
     if args.data is None and args.images is None:
         raise ValueError("a run needs --data, the folder that it was trained on, or --images.")
     source, photos = read_run(run, args.data)
@@ -118,6 +151,21 @@ def _of_run(args: argparse.Namespace) -> Any:
         raise ValueError("a run is calibrated on its own held-out splits; give --data instead of --calibrate.")
     images = open_images(args.images) if args.images is not None else photos
     return source, images, None if args.data is None else lambda _: calibration.of_run(run, args.data)
+
+
+def _of_perceptual(args: argparse.Namespace, run: Path) -> Any:
+    """(source, photos, calibrator) of a run of perceptual or joint alignment, which says nothing of photos."""
+    from export import calibration
+    from export.perceptual import read_perceptual
+    from training.images import open_images
+
+    if args.data is not None or args.images is None:
+        raise ValueError(f"{run} is a perceptual alignment; it needs --images, and --calibrate instead of --data.")
+    source, images = read_perceptual(run), open_images(args.images)
+    if args.calibrate is None:
+        return source, images, None
+    judgments = calibration.read_judgments(args.calibrate, args.held_out)
+    return source, images, lambda embed: calibration.of_vectors(judgments, embed, source.kernel)
 
 
 def _of_model(args: argparse.Namespace) -> Any:

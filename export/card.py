@@ -68,14 +68,15 @@ def _parity(m: Manifest) -> list[str]:
             "",
             f"**{m.precision} is above its limits** ({m.parity['limits'][m.precision]}) and left by `--force`.",
         ]
-    lines += ["", "| precision | max 1 - cosine | flips | max entropy change | top-10 kept | batch difference |"]
-    lines[-1] += " ms alone | ms in batch of 8 | MB | passes |"
-    lines += ["|---|---|---|---|---|---|---|---|---|---|"]
+    lines += ["", "| precision | runtime | max 1 - cosine | flips | max entropy change | top-10 kept |"]
+    lines[-1] += " batch difference | ms alone | ms in batch of 8 | MB | passes |"
+    lines += ["|---|---|---|---|---|---|---|---|---|---|---|"]
     for row in m.parity["rows"]:
         lines.append(
-            f"| {row['precision']} | {row['one_minus_cosine']:.1e} | {row['flips']:.2%} | {row['entropy_change']:.1e} "
-            f"| {row['neighbours']:.3f} | {row['batch_difference']:.1e} | {row['milliseconds_alone']:.1f} "
-            f"| {row['milliseconds_in_batch']:.1f} | {row['bytes'] / 1e6:.1f} | {'yes' if row['passed'] else 'no'} |"
+            f"| {row['precision']} | {row.get('runtime', 'onnxruntime')} | {row['one_minus_cosine']:.1e} "
+            f"| {row['flips']:.2%} | {row['entropy_change']:.1e} | {row['neighbours']:.3f} "
+            f"| {row['batch_difference']:.1e} | {row['milliseconds_alone']:.1f} | {row['milliseconds_in_batch']:.1f} "
+            f"| {row['bytes'] / 1e6:.1f} | {'yes' if row['passed'] else 'no'} |"
         )
     return lines
 

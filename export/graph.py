@@ -11,8 +11,10 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from contract.bundle import GRAPH_INPUT
+from contract.pixels import PixelSpec, PixelType
 from training.align import POWER_FLOOR, Transform
 from training.encoders import Encoder
+from training.perceptual.embedding import Headed
 from training.readout import Readout
 
 OPSET = 18
@@ -63,7 +65,25 @@ class ReadoutByImage(nn.Module):
         return out
 
 
+class HeadedByImage(nn.Module):
+    """A network and its residual head, linear maps by image; `training.perceptual.embedding.Headed` says what it is."""
+
+    def __init__(self, headed: Headed) -> None:
+        super().__init__()
+        self.inner = headed.inner
+        maps = [layer for layer in headed.mlp_head if isinstance(layer, nn.Linear)]
+        self.hidden, self.out = (LinearByImage(layer.weight, layer.bias) for layer in maps)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """uint8 [n, 3, height, width] to [n, size], float32."""
+        z = self.inner(pixels).float()
+        out: Tensor = z + self.out(torch.relu(self.hidden(z)))
+        return out
+
+
 def _by_image(module: nn.Module) -> nn.Module:
+    if isinstance(module, Headed):
+        return HeadedByImage(module)
     return ReadoutByImage(module) if isinstance(module, Readout) else module
 
 
@@ -108,15 +128,43 @@ class AlignedModel(Spaces):
         return (self.head(x), base)[: len(self.outputs)]
 
 
-def export_graph(model: Spaces, shape: tuple[int, int, int], file: Path) -> None:
+class FloatPixels(Spaces):
+    """The same model on float32 pixels, normalised as `contract.pixels.normalize` does and as timm's transforms do.
+
+    Every tower normalises in its own way inside, so the normalisation is undone before it, at two operations a value.
+
+    Args:
+        spec: says how the pixels were normalised.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: Spaces, spec: PixelSpec) -> None:
+        super().__init__()
+        self.model, self.outputs = model, model.outputs
+        low, high = spec.value_range
+        scale = torch.tensor(spec.std, dtype=torch.float64) * 255 / (high - low)
+        shift = (torch.tensor(spec.mean, dtype=torch.float64) - low) * 255 / (high - low)
+        self.register_buffer("scale", scale.float().view(3, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.float().view(3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """See `Spaces`, of float32 pixels."""
+        out: tuple[Tensor, ...] = self.model(pixels * self.scale + self.shift)
+        return out
+
+
+def export_graph(model: Spaces, shape: tuple[int, int, int], file: Path, dtype: PixelType = "uint8") -> None:
     """Write the model as ONNX with a dynamic batch and float32 weights.
 
     Args:
         shape: (3, height, width) of one image.
+        dtype: of the pixels that the model takes.
 
     Raises:
         ValueError: a layer that torch's exporter cannot write (named), weights that no single ONNX file can hold, or
-            a graph whose inputs or outputs did not come out as named and shaped.
+            a graph whose inputs or outputs did not come out as named and shaped, or with operators of another opset.
     """
     size = sum(tensor.numel() * 4 for tensor in model.state_dict().values())
     if size > MAX_BYTES:
@@ -124,7 +172,7 @@ def export_graph(model: Spaces, shape: tuple[int, int, int], file: Path) -> None
             f"the weights have {size} bytes in float32; one ONNX file, and so a bundle, holds at most {MAX_BYTES}. "
             "Export a smaller model, or distil this one into a smaller one."
         )
-    exported = _bare(_means_by_image(_onnx(model.eval(), shape)))
+    exported = _bare(_means_by_image(_onnx(model.eval(), shape, dtype)))
     graph = exported.graph
     found = {node.name: [_axis(axis) for axis in node.type.tensor_type.shape.dim] for node in graph.input}
     outputs = {node.name: [_axis(axis) for axis in node.type.tensor_type.shape.dim] for node in graph.output}
@@ -138,6 +186,12 @@ def export_graph(model: Spaces, shape: tuple[int, int, int], file: Path) -> None
             f"the exported graph has {found} and {outputs}; expected {GRAPH_INPUT} ['batch', *{shape}] and vectors "
             f"['batch', size] named {', '.join(model.outputs)}. Does the model fix its batch size?"
         )
+    if (opsets := {entry.domain: entry.version for entry in exported.opset_import}) != {"": OPSET}:
+        raise ValueError(
+            f"the exported graph needs {opsets}; a bundle has operators of ONNX's own opset {OPSET} only, which any "
+            "runtime has. Does the model call functions of another library?"
+        )
+    onnx.checker.check_model(exported, full_check=True)  # every operator's shapes and types
     onnx.save(exported, str(file))
 
 
@@ -145,8 +199,8 @@ def _axis(axis: Any) -> int | str:
     return str(axis.dim_param) if axis.dim_param else int(axis.dim_value)
 
 
-def _onnx(model: Spaces, shape: tuple[int, int, int]) -> onnx.ModelProto:
-    example = torch.zeros((2, *shape), dtype=torch.uint8)
+def _onnx(model: Spaces, shape: tuple[int, int, int], dtype: PixelType) -> onnx.ModelProto:
+    example = torch.zeros((2, *shape), dtype=getattr(torch, dtype))
     batch = torch.export.Dim("batch", min=1, max=4096)
     try:
         program = torch.onnx.export(

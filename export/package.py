@@ -1,9 +1,10 @@
 """From a source to a bundle: graph, precisions, parity gate, calibration, manifest."""
 
 import io
+import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from contract.bundle import (
 )
 from contract.pixels import PixelSpec, load_pixels
 from contract.triplets import Kernel
-from export import parity
+from export import parity, triton_parity
 from export.graph import export_graph
 from export.parity import BATCH, Parity, Vectors
 from export.precision import PRECISIONS, Precision, convert, require_known
@@ -62,6 +63,7 @@ class PackageOptions:
         force: an int8 precision may leave above its limits if none passes; the manifest says so.
         golden_photos: files that become golden images; four drawn patterns if empty.
         parity_photos, calibration_photos: how many, of different photos; the defaults of this module if None.
+        triton: a server that runs every precision too; None for no such rows in the report.
     """
 
     precisions: tuple[Precision, ...]
@@ -69,6 +71,7 @@ class PackageOptions:
     golden_photos: tuple[Path, ...] = ()
     parity_photos: int | None = None
     calibration_photos: int | None = None
+    triton: triton_parity.Server | None = None
 
     def __post_init__(self) -> None:
         require_known(self.precisions)
@@ -94,17 +97,22 @@ def package(
         the bundle and the parity report as text.
 
     Raises:
-        ValueError: photos are too few, one does not decode (named), or torch cannot write the model.
+        ValueError: photos are too few, one does not decode (named), torch cannot write the model, or Triton is not to
+            be had or refuses it.
         ParityError: no candidate passes.
         FileExistsError: `target` exists.
         OSError: it cannot be written; nothing is left behind.
     """
     if target.exists() or target.is_symlink():
         raise FileExistsError(f"{target} exists; remove it or choose another folder.")
+    if options.triton is not None:
+        triton_parity.require_live(options.triton)
     golden_images = _golden_images(options.golden_photos)
     pixels, calibration = _sample_pixels(images, source.pixels, options)
     with tempfile.TemporaryDirectory() as scratch:
         measured = _measure(source, pixels, calibration, options, Path(scratch))
+        if options.triton is not None:
+            measured = _in_triton(measured, source, pixels, golden_images, options.triton, Path(scratch))
         chosen = _choose(measured, options)
         file = Path(scratch) / f"{chosen}.onnx"
         golden = _golden(file, source, golden_images)
@@ -119,7 +127,7 @@ def package(
 def _sample_pixels(
     images: Images, spec: PixelSpec, options: PackageOptions
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """(parity, calibration) pixels of different random photos, each [n, 3, height, width]."""
+    """(parity, calibration) pixels of different random photos, each uint8 [n, 3, height, width]."""
     first, second = options.parity_photos or PARITY_PHOTOS, options.calibration_photos or CALIBRATION_PHOTOS
     if len(images) < first + second:
         raise ValueError(
@@ -128,6 +136,7 @@ def _sample_pixels(
         )
     require_present(images, "the photos")
     order = np.random.default_rng(0).permutation(len(images))[: first + second].tolist()
+    spec = replace(spec, dtype="uint8")
     loaded = np.stack([load_image(images, row, spec) for row in tqdm(order, desc="parity photos", unit="photo")])
     return loaded[:first], loaded[first:]
 
@@ -166,11 +175,11 @@ def _png(image: Image.Image) -> bytes:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What the parity gate saw: a row a precision, and what the rows were measured with."""
+    """What the parity gate saw: a row for each precision and runtime, and what the rows were measured with."""
 
     rows: list[Parity]
-    photos: int
-    triplets: int
+    reference: Vectors
+    index: NDArray[np.int64]
     temperature: float
 
 
@@ -182,8 +191,14 @@ def _measure(
     folder: Path,
 ) -> _Measured:
     """Write float32 and every precision asked for to `folder`, and compare each with torch."""
-    export_graph(source.model, source.pixels.shape, folder / "fp32.onnx")
+    spec = source.pixels
+    export_graph(source.graph, spec.shape, folder / "fp32.onnx", spec.dtype)
     reference = parity.torch_vectors(source.model, pixels)
+    size = reference["aligned"].shape[1]
+    if source.dimensions and len(source.dimensions) != size:
+        raise ValueError(
+            f"{len(source.dimensions)} names of dimensions; {source.name} has {size} in its aligned space."
+        )
     index = random_triplets(len(pixels), PARITY_TRIPLETS * 2, np.random.default_rng(0))[:PARITY_TRIPLETS]
     kernel = source.kernel["aligned"]
     temperature = source.temperature.get("aligned") or _spread(reference["aligned"][index], kernel)
@@ -192,9 +207,37 @@ def _measure(
     for precision in tqdm(asked, desc="parity", unit="precision"):
         file = folder / f"{precision}.onnx"
         if precision != "fp32":
-            convert(folder / "fp32.onnx", file, precision, calibration)
-        rows.append(parity.compare(file, precision, reference, pixels, index, kernel, temperature))
-    return _Measured(rows, len(pixels), len(index), temperature)
+            convert(folder / "fp32.onnx", file, precision, parity.taken(calibration, spec))
+        runtime = parity.onnx_runtime(file, source.model.outputs, spec)
+        rows.append(parity.compare(runtime, precision, reference, pixels, index, kernel, temperature))
+    return _Measured(rows, reference, index, temperature)
+
+
+def _in_triton(
+    measured: _Measured,
+    source: Source,
+    pixels: NDArray[np.uint8],
+    golden_images: tuple[bytes, ...],
+    server: triton_parity.Server,
+    folder: Path,
+) -> _Measured:
+    """The same, with a row of every precision as Triton runs it: the repository that a bundle of it would become."""
+    rows = list(measured.rows)
+    for row in tqdm(measured.rows, desc="parity in Triton", unit="precision"):
+        if max(row.one_minus_cosine, row.base_one_minus_cosine or 0) >= parity.BEYOND:
+            # No bundle holds vectors that are not finite.
+            continue
+        file = folder / f"{row.precision}.onnx"
+        golden = _golden(file, source, golden_images)
+        manifest = _manifest(source, golden, measured, row.precision, {})
+        bundle = write_bundle(folder / row.precision, replace(manifest, name=triton_parity.unused_name()), file, golden)
+        with triton_parity.serving(bundle, server) as runtime:
+            kernel, temperature = source.kernel["aligned"], measured.temperature
+            rows.append(
+                parity.compare(runtime, row.precision, measured.reference, pixels, measured.index, kernel, temperature)
+            )
+        shutil.rmtree(bundle.path)
+    return replace(measured, rows=sorted(rows, key=lambda row: PRECISIONS.index(row.precision)))
 
 
 def _spread(vectors: NDArray[np.float32], kernel: Kernel) -> float:
@@ -206,15 +249,20 @@ def _spread(vectors: NDArray[np.float32], kernel: Kernel) -> float:
 
 
 def _choose(measured: _Measured, options: PackageOptions) -> Precision:
-    rows = {row.precision: row for row in measured.rows}
-    if passed := [precision for precision in options.precisions if rows[precision].passed]:
+    if passed := [precision for precision in options.precisions if _passed(measured, precision)]:
         return passed[0]
-    forced = [p for p in options.precisions if p in FORCEABLE and rows[p].one_minus_cosine < parity.BEYOND]
+    finite = {row.precision for row in measured.rows if row.one_minus_cosine < parity.BEYOND}
+    forced = [precision for precision in options.precisions if precision in FORCEABLE and precision in finite]
     if options.force and forced:
         return forced[0]
     report = parity.table(measured.rows)
     advice = " An int8 precision leaves anyway with --force." if set(options.precisions) & set(FORCEABLE) else ""
     raise ParityError(f"no precision of {', '.join(options.precisions)} passes the parity gate:\n{report}\n{advice}")
+
+
+def _passed(measured: _Measured, precision: Precision) -> bool:
+    """Whether a precision passed in every runtime that it was measured in."""
+    return all(row.passed for row in measured.rows if row.precision == precision)
 
 
 def _embedding(file: Path, source: Source) -> Embed:
@@ -248,8 +296,8 @@ def _golden(file: Path, source: Source, images: tuple[bytes, ...]) -> Golden:
 def _manifest(
     source: Source, golden: Golden, measured: _Measured, precision: Precision, calibration: dict[str, Any]
 ) -> Manifest:
-    asked = " ".join(row.precision for row in measured.rows)
-    passed = next(row.passed for row in measured.rows if row.precision == precision)
+    asked = " ".join(dict.fromkeys(row.precision for row in measured.rows))
+    more = "" if source.input == "uint8" else f" --input {source.input}"
     return Manifest(
         format=FORMAT,
         format_version=FORMAT_VERSION,
@@ -267,12 +315,12 @@ def _manifest(
         figures=source.figures,
         parity={
             "reference": "torch float32",
-            "photos": measured.photos,
-            "triplets": measured.triplets,
+            "photos": len(measured.reference["aligned"]),
+            "triplets": len(measured.index),
             "temperature": measured.temperature,
             "limits": {row.precision: parity.limits(row.precision) for row in measured.rows},
-            "forced": not passed,
-            "command": f"{source.command} --out {source.name} --precision {asked}",
+            "forced": not _passed(measured, precision),
+            "command": f"{source.command} --out {source.name} --precision {asked}{more}",
             "rows": [asdict(row) for row in measured.rows],
         },
         # Bounds for other processors and releases of ONNX Runtime and Pillow; on the exporting
@@ -300,4 +348,5 @@ def _space(name: str, source: Source, golden: Golden, calibration: dict[str, Any
         calibrated=bool(people),
         calibrated_on=people,
         fingerprint="",  # filled in by write_bundle
+        dimensions=source.dimensions if name == "aligned" else (),
     )

@@ -2,6 +2,8 @@
 
 fp16-weights   weights stored as float16, computed in float32: half the file, and on a CPU the speed of float32,
                because ONNX Runtime widens the weights once when it loads
+bf16-weights   weights stored as bfloat16, computed in float32: the same size, less exact; nothing is lost of weights
+               that were published in bfloat16
 int8-weights   weights of products stored as int8 in blocks of 32 with a scale each, the other large ones as float16,
                computed in float32: a quarter of the file, the same speed
 fp16           weights and arithmetic in float16; for GPUs, a CPU is slower at it than at float32
@@ -23,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from contract.bundle import GRAPH_INPUT
 
-Precision = Literal["fp32", "fp16-weights", "fp16", "int8-weights", "int8"]
+Precision = Literal["fp32", "fp16-weights", "bf16-weights", "fp16", "int8-weights", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 # Smaller tensors (biases, clip bounds, the exponent) gain nothing and would lose digits.
@@ -38,7 +40,7 @@ def require_known(asked: tuple[str, ...]) -> None:
     if "bf16" in asked and (reason := why_no_bf16()):
         raise ValueError(
             f"bf16 cannot be checked here, so it cannot be exported: ONNX Runtime {ort.__version__} on a CPU refuses "
-            f"a product in bfloat16 ({reason}). fp16 is for GPUs; fp16-weights is as small and runs anywhere."
+            f"a product in bfloat16 ({reason}). fp16 is for GPUs; bf16-weights stores bfloat16 and computes in float32."
         )
     if unknown := sorted(set(asked) - set(PRECISIONS)):
         raise ValueError(f"--precision {' '.join(unknown)}; expected {', '.join(PRECISIONS)}.")
@@ -64,8 +66,9 @@ def convert(source: Path, target: Path, precision: Precision, calibration: NDArr
     """
     writers: dict[Precision, Callable[[], None]] = {
         "fp32": lambda: onnx.save(onnx.load(str(source)), str(target)),
-        "fp16-weights": lambda: onnx.save(_small_weights(onnx.load(str(source)), blocks=False), str(target)),
-        "int8-weights": lambda: onnx.save(_small_weights(onnx.load(str(source)), blocks=True), str(target)),
+        "fp16-weights": lambda: onnx.save(_small_weights(onnx.load(str(source)), _halves), str(target)),
+        "bf16-weights": lambda: onnx.save(_small_weights(onnx.load(str(source)), _brains), str(target)),
+        "int8-weights": lambda: onnx.save(_small_weights(onnx.load(str(source)), _blocks), str(target)),
         "fp16": lambda: onnx.save(_half(onnx.load(str(source))), str(target)),
         "int8": lambda: _int8(source, target, calibration),
     }
@@ -85,11 +88,15 @@ def is_transformer(model: onnx.ModelProto) -> bool:
 # --- small weights, computed in float32 --------------------------------------------------------------
 
 
-def _small_weights(model: onnx.ModelProto, *, blocks: bool) -> onnx.ModelProto:
+Stored = tuple[list[onnx.TensorProto], list[onnx.NodeProto]]
+"""A weight in fewer bits, and the nodes that widen it."""
+
+
+def _small_weights(model: onnx.ModelProto, store: Callable[[str, NDArray[np.float32]], Stored]) -> onnx.ModelProto:
     """Large float32 initializers in fewer bits, each widened by nodes that ONNX Runtime folds when it loads.
 
     Args:
-        blocks: matrices of products become int8 in blocks, everything else float16; else all become float16.
+        store: how; `_blocks` is for the matrices of products, and everything else is then float16.
     """
     graph = model.graph
     multiplied = {node.input[1] for node in graph.node if node.op_type in ("MatMul", "Gemm", "Conv")}
@@ -100,8 +107,8 @@ def _small_weights(model: onnx.ModelProto, *, blocks: bool) -> onnx.ModelProto:
         if array.dtype != np.float32 or array.size < _LEAST_ELEMENTS:
             kept.append(tensor)
             continue
-        in_blocks = blocks and tensor.name in multiplied
-        stored, nodes = _blocks(tensor.name, array) if in_blocks else _halves(tensor.name, array)
+        fits = store is not _blocks or tensor.name in multiplied
+        stored, nodes = (store if fits else _halves)(tensor.name, array)
         kept += stored
         wideners += nodes
     nodes = [*wideners, *graph.node]
@@ -112,13 +119,22 @@ def _small_weights(model: onnx.ModelProto, *, blocks: bool) -> onnx.ModelProto:
     return model
 
 
-def _halves(name: str, array: NDArray[np.float32]) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto]]:
-    stored = f"{name}_fp16"
-    cast = helper.make_node("Cast", [stored], [name], f"widen_{name}", to=TensorProto.FLOAT)
-    return [numpy_helper.from_array(array.astype(np.float16), stored)], [cast]
+def _halves(name: str, array: NDArray[np.float32]) -> Stored:
+    return _widened(name, numpy_helper.from_array(array.astype(np.float16), f"{name}_fp16"))
 
 
-def _blocks(name: str, array: NDArray[np.float32]) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto]]:
+def _brains(name: str, array: NDArray[np.float32]) -> Stored:
+    """Bfloat16 is the upper half of float32; rounded to the nearest, and to even between two."""
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    upper = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
+    return _widened(name, helper.make_tensor(f"{name}_bf16", TensorProto.BFLOAT16, array.shape, upper, raw=True))
+
+
+def _widened(name: str, stored: onnx.TensorProto) -> Stored:
+    return [stored], [helper.make_node("Cast", [stored.name], [name], f"widen_{name}", to=TensorProto.FLOAT)]
+
+
+def _blocks(name: str, array: NDArray[np.float32]) -> Stored:
     """Weights as int8 [blocks, 32] times float16 scales [blocks, 1]; blocks run along what a product adds up.
 
     The last block is filled up with zeros. Scales are rounded before the weights are divided by them, so that

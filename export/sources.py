@@ -15,12 +15,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from contract.bundle import Figure, sha256_of
-from contract.pixels import PixelSpec
+from contract.pixels import PixelSpec, PixelType
 from contract.triplets import Kernel
-from export.graph import AlignedModel, EmbeddingModel, Spaces
+from export.graph import AlignedModel, EmbeddingModel, FloatPixels, Spaces
 from training.align import Transform
 from training.encoders import Encoder
 from training.models import build
+from training.perceptual.embedding import SHAPE
 from training.photos import Photos, read_photos
 from training.readout import Readout
 from training.run import KERNEL, require_inputs
@@ -46,7 +47,7 @@ class Source:
     """A model and where it comes from.
 
     Attributes:
-        model: in eval mode.
+        model: on uint8 pixels, in eval mode; what every graph is compared with.
         encoder: for its pixels and origin.
         name, description: of the bundle.
         alignment: how it was aligned, in words.
@@ -56,7 +57,9 @@ class Source:
         temperature: of each space it was fitted for.
         calibrated_on: what they were fitted on; empty where none was.
         figures: for the manifest.
+        dimensions: what each value of an aligned vector stands for, in words; empty if they have no meaning.
         command: that exports it, without what comes after the source.
+        input: pixels that the graph takes: uint8, or float32 normalised as the spec says.
     """
 
     model: Spaces
@@ -70,12 +73,36 @@ class Source:
     temperature: dict[str, float] = field(default_factory=dict)
     calibrated_on: str = ""
     figures: list[Figure] = field(default_factory=list)
+    dimensions: tuple[str, ...] = ()
     command: str
+    input: PixelType = "uint8"
 
     @property
     def pixels(self) -> PixelSpec:
-        """How the model wants its photos."""
-        return self.encoder.pixels
+        """How the graph wants its photos."""
+        return replace(self.encoder.pixels, dtype=self.input)
+
+    @property
+    def graph(self) -> Spaces:
+        """The model on the pixels that the graph takes."""
+        return self.model if self.input == "uint8" else FloatPixels(self.model, self.pixels).eval()
+
+
+def read_dimensions(file: Path) -> tuple[str, ...]:
+    """Names of dimensions, one a line.
+
+    Raises:
+        ValueError: no names, an empty line between them, or one name twice.
+    """
+    try:
+        names = tuple(line.strip() for line in file.read_text(encoding="utf-8").rstrip().split("\n"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no UTF-8 text; expected the name of one dimension on each line.") from error
+    for i, name in enumerate(names):
+        if not name or name in names[:i]:
+            found = f"{name!r}, which line {names.index(name) + 1} has too" if name else "empty"
+            raise ValueError(f"{file}, line {i + 1} is {found}; expected the name of one dimension on each line.")
+    return names
 
 
 def serving(source: Source, space: Served) -> Source:
@@ -256,6 +283,9 @@ def read_model(options: ModelOptions) -> Source:
         ValueError: no such model, weights that do not fit (their names are given), or a map of another width.
     """
     o = options
+    if o.checkpoint is not None and o.checkpoint.with_name(SHAPE).is_file():
+        folder = o.checkpoint.parent
+        raise ValueError(f"{folder} is a perceptual alignment, which says itself what it is made of; give {folder}.")
     encoder = build(
         o.model,
         checkpoint=o.checkpoint,

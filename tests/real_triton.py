@@ -33,8 +33,9 @@ def site_packages() -> Path:
 class RealTriton:
     """One server process over a repository; `grpc` and `http` are its ports."""
 
-    def __init__(self, repository: Path, scratch: Path, python: Path = PYTHON) -> None:
+    def __init__(self, repository: Path, scratch: Path, python: Path = PYTHON, **options: str) -> None:
         self.repository, self.python, self.log = repository, python, scratch / "triton.log"
+        self.options = options
         self.grpc, self.http = free_port(), free_port()
         self.backends = copy_backends(scratch)
 
@@ -53,6 +54,7 @@ class RealTriton:
             "grpc-port": self.grpc,
             "allow-metrics": "false",
             "exit-timeout-secs": 2,
+            **{name.replace("_", "-"): value for name, value in self.options.items()},
         }
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -94,9 +96,13 @@ def copy_backends(scratch: Path) -> Path:
 
 
 @contextlib.contextmanager
-def running(repository: Path, scratch: Path, python: Path = PYTHON) -> Iterator[RealTriton]:
-    """A started server, which is ready unless it refused its model; killed in the end."""
-    server = RealTriton(repository, scratch, python).start()
+def running(repository: Path, scratch: Path, python: Path = PYTHON, **options: str) -> Iterator[RealTriton]:
+    """A started server, which is ready unless it refused its model; killed in the end.
+
+    Args:
+        options: of tritonserver, with underscores for hyphens.
+    """
+    server = RealTriton(repository, scratch, python, **options).start()
     try:
         yield server
     finally:

@@ -184,6 +184,58 @@ def test_an_open_engine_has_run_its_largest_batch(toy_bundle: Path, monkeypatch:
     assert max(sizes) == 9
 
 
+def test_on_a_gpu_batches_are_filled_up_to_sizes_that_were_warmed() -> None:
+    assert engine.buckets_of("cuda", 32) == (1, 2, 4, 8, 16, 32)
+    assert engine.buckets_of("tensorrt", 20) == (1, 2, 4, 8, 16, 20)
+    assert engine.buckets_of("cuda", 1) == (1,)
+    assert engine.buckets_of("cpu", 32) == ()
+
+
+def test_the_options_of_each_device_are_those_that_do_not_search_or_grow(tmp_path: Path) -> None:
+    here = [*engine.PROVIDERS.values()]
+    cuda = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+    tensorrt = {
+        "trt_profile_min_shapes": "pixels:1x3x8x8",
+        "trt_profile_opt_shapes": "pixels:20x3x8x8",
+        "trt_profile_max_shapes": "pixels:20x3x8x8",
+    }
+    cached = tensorrt | {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(tmp_path)}
+    given = ((3, 8, 8), (1, 20))
+    assert engine.providers_of("cpu", here, *given, None) == [(CPU, {})]
+    assert engine.providers_of("cuda", here, *given, tmp_path) == [(CUDA, cuda), (CPU, {})]
+    assert engine.providers_of("cuda", [CPU], *given, None) == [(CPU, {})]
+    for folder, options in ((None, tensorrt), (tmp_path, cached)):
+        got = engine.providers_of("tensorrt", here, *given, folder)
+        assert got == [("TensorrtExecutionProvider", options), (CUDA, cuda), (CPU, {})]
+
+
+def test_threads_sleep_between_operators_and_none_run_beside_each_other() -> None:
+    options = engine._session_options(3)
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_a_gpus_session_gets_warmed_sizes_only_and_gives_the_rows_asked_for(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, real, sizes = read_bundle(toy_bundle), engine.OnnxEngine._bound, []
+
+    def here(self: Any, pixels: Any, device: str) -> Any:  # the same calls, bound to the processor
+        assert device == "cuda"
+        sizes.append(len(pixels))
+        return real(self, pixels, "cpu")
+
+    monkeypatch.setattr(engine.OnnxEngine, "_bound", here)
+    plain = opened(bundle)
+    bound = engine.OnnxEngine(bundle, device="cpu", threads=1, allow_cpu_fallback=False)
+    bound._on_gpu, bound._buckets = True, engine.buckets_of("cuda", 6)
+    for n in (1, 3, 5, 6, 9):  # 9: more than the largest, as bulk may be told to take
+        pixels = np.random.default_rng(n).integers(0, 256, (n, 3, SIDE, SIDE), dtype=np.uint8)
+        expected, got = plain.embed(pixels), bound.embed(pixels)
+        assert all(np.array_equal(got[space], expected[space]) for space in ("aligned", "base"))
+    assert sizes == [1, 4, 6, 6, 9]
+
+
 def test_a_bundle_that_gives_other_vectors_never_becomes_ready(toy_bundle: Path, tmp_path: Path) -> None:
     failures: list[Exception] = []
     bundle = with_golden_scaled(toy_bundle, tmp_path / "bundle", 2.0)

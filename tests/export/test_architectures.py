@@ -92,7 +92,8 @@ TRIPLETS = np.random.default_rng(0).permuted(np.tile(np.arange(40), (1000, 1)), 
 
 
 def compared(tower: Tower, file: Path, precision: Any) -> parity.Parity:
-    return parity.compare(file, precision, tower.reference, tower.pixels, TRIPLETS, "cosine", 0.1)
+    runtime = parity.onnx_runtime(file, tuple(tower.reference), tower.encoder.pixels)
+    return parity.compare(runtime, precision, tower.reference, tower.pixels, TRIPLETS, "cosine", 0.1)
 
 
 def test_the_float32_graph_judges_as_torch_does(tower: Tower) -> None:
@@ -101,7 +102,10 @@ def test_the_float32_graph_judges_as_torch_does(tower: Tower) -> None:
     assert row.batch_difference == 0
 
 
-@pytest.mark.parametrize(("precision", "cosine"), [("fp16-weights", 1e-4), ("fp16", 1e-3), ("int8-weights", 1e-2)])
+@pytest.mark.parametrize(
+    ("precision", "cosine"),
+    [("fp16-weights", 1e-4), ("bf16-weights", 1e-3), ("fp16", 1e-3), ("int8-weights", 1e-2)],
+)
 def test_smaller_weights_stay_near(tower: Tower, tmp_path: Path, precision: Any, cosine: float) -> None:
     convert(tower.file, tmp_path / "m.onnx", precision, tower.pixels)
     row = compared(tower, tmp_path / "m.onnx", precision)
@@ -126,7 +130,8 @@ def test_a_tower_alone_has_one_space_and_a_free_batch(tower: Tower, tmp_path: Pa
     assert [node.name for node in graph.output] == ["aligned"]
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     base = {"aligned": tower.reference["base"]}
-    assert parity.compare(tmp_path / "m.onnx", "fp32", base, tower.pixels, TRIPLETS, "cosine", 0.1).passed
+    runtime = parity.onnx_runtime(tmp_path / "m.onnx", ("aligned",), tower.encoder.pixels)
+    assert parity.compare(runtime, "fp32", base, tower.pixels, TRIPLETS, "cosine", 0.1).passed
 
 
 def test_a_readout_gives_a_photo_the_same_bits_alone_and_in_a_batch(tmp_path: Path) -> None:
@@ -134,6 +139,7 @@ def test_a_readout_gives_a_photo_the_same_bits_alone_and_in_a_batch(tmp_path: Pa
     export_graph(EmbeddingModel(encoder), encoder.pixels.shape, tmp_path / "m.onnx")
     pixels = np.random.default_rng(0).integers(0, 256, (40, 3, 64, 64)).astype(np.uint8)
     reference = {"aligned": features_of(encoder, torch.from_numpy(pixels)).numpy()}
-    row = parity.compare(tmp_path / "m.onnx", "fp32", reference, pixels, TRIPLETS, "dot", 0.1)
+    runtime = parity.onnx_runtime(tmp_path / "m.onnx", ("aligned",), encoder.pixels)
+    row = parity.compare(runtime, "fp32", reference, pixels, TRIPLETS, "dot", 0.1)
     assert row.passed and row.flips == 0
     assert row.batch_difference == 0

@@ -50,9 +50,11 @@ def test_figures_before_and_after_share_a_row_with_their_intervals(manifest: Man
 
 def test_parity_shows_every_column_and_whether_it_passes(manifest: Manifest) -> None:
     lines = card(manifest).splitlines()
-    assert "| int8 | 1.2e-03 | 4.56% | 7.9e-01 | 0.987 | 0.0e+00 | 6.5 | 3.2 | 7.6 | no |" in lines
+    assert "| int8 | onnxruntime | 1.2e-03 | 4.56% | 7.9e-01 | 0.987 | 0.0e+00 | 6.5 | 3.2 | 7.6 | no |" in lines
     head = next(line for line in lines if line.startswith("| precision"))
     assert head.count("|") == lines[lines.index(head) + 2].count("|")
+    there = card(replace(manifest, parity=manifest.parity | {"rows": [ROW, ROW | {"runtime": "triton"}]}))
+    assert "| int8 | triton | 1.2e-03 |" in there
     assert "| yes |" in card(replace(manifest, parity=manifest.parity | {"rows": [ROW | {"passed": True}]}))
 
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from export.graph import AlignedModel, export_graph
+from contract.pixels import PixelSpec, normalize
+from export import graph
+from export.graph import AlignedModel, FloatPixels, export_graph
 from export.parity import torch_vectors
 from tests.export.conftest import Exported
 from tests.training.tiny import tiny_encoder
@@ -42,6 +44,22 @@ def test_the_graph_gives_what_torch_gives(exported: Exported, tmp_path: Path, po
     for space in ("aligned", "base"):
         size = np.abs(expected[space]).max()
         np.testing.assert_allclose(got[space], expected[space], atol=1e-5 * size, err_msg=space)
+
+
+@pytest.mark.parametrize("given", [{}, {"value_range": (0.0, 255.0), "mean": (127.0,) * 3, "std": (128.0,) * 3}])
+def test_a_graph_of_float32_pixels_gives_what_the_model_gives_of_the_bytes(
+    exported: Exported, tmp_path: Path, given: dict[str, Any]
+) -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    options: dict[str, Any] = {"mean": mean, "std": std, "dtype": "float32"} | given
+    spec = PixelSpec(height=8, width=8, resize="squash", **options)
+    export_graph(FloatPixels(exported.model, spec), (3, 8, 8), tmp_path / "model.onnx", "float32")
+    expected = torch_vectors(exported.model, exported.pixels)
+    got = run_graph(tmp_path / "model.onnx", normalize(exported.pixels, spec))
+    for space in ("aligned", "base"):
+        np.testing.assert_allclose(got[space], expected[space], atol=1e-5 * np.abs(expected[space]).max())
+    session = ort.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].type == "tensor(float)"
 
 
 def test_a_published_transform_with_a_mean_of_one_number_is_exported_alike(exported: Exported) -> None:
@@ -95,3 +113,14 @@ def test_a_model_exported_twice_is_the_same_file_and_names_no_path(exported: Exp
     first, second = (tmp_path / name for name in ("first.onnx", "second.onnx"))
     assert first.read_bytes() == second.read_bytes()
     assert str(Path(__file__).parents[2]).encode() not in first.read_bytes()
+
+
+def test_a_graph_with_operators_of_one_runtime_is_refused(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = onnx.load(str(exported.file))
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    monkeypatch.setattr(graph, "_onnx", lambda *_: model)
+    with pytest.raises(ValueError, match=r"needs .*com.microsoft.* opset 18 only"):
+        export_graph(exported.model, (3, 8, 8), tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []

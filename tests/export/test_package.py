@@ -53,7 +53,9 @@ def made(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 @pytest.fixture
 def quick(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph is exported already (of the same sizes), and every precision of it passes."""
-    monkeypatch.setattr(packaging, "export_graph", lambda model, shape, file: shutil.copyfile(exported.file, file))
+    monkeypatch.setattr(
+        packaging, "export_graph", lambda model, shape, file, dtype: shutil.copyfile(exported.file, file)
+    )
     monkeypatch.setattr(parity, "MAX_COSINE", dict.fromkeys(PRECISIONS, 9.0))
     monkeypatch.setattr(parity, "MAX_FLIPS", dict.fromkeys(PRECISIONS, 1.0))
     monkeypatch.setattr(parity, "MAX_ENTROPY_CHANGE", dict.fromkeys(PRECISIONS, 9.0))
@@ -273,6 +275,30 @@ def test_the_command_exits_1_with_the_fault(
     assert str(stopped.value.code).startswith("error: ")
     assert message in str(stopped.value.code)
     assert not (tmp_path / "b").exists()
+
+
+def test_dimensions_get_the_names_of_a_file(
+    made: tuple[Path, str], tiny_run: Run, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spaces = read_bundle(made[0]).manifest.spaces
+    names, file, target = [f"thing {i}" for i in range(spaces["aligned"].size)], tmp_path / "names.txt", tmp_path / "b"
+    given = ("bundle", tiny_run.folder, "--data", tiny_run.data, "--precision", "fp32", "--dimensions", file)
+
+    def refused(text: str) -> str:
+        file.write_text(text)
+        with pytest.raises(SystemExit) as stopped:
+            main_with(monkeypatch, *given, "--out", target)
+        assert not target.exists()
+        return str(stopped.value.code)
+
+    assert f"{len(names) - 1} names of dimensions" in refused("\n".join(names[1:]))
+    assert "line 3 is 'thing 0', which line 1 has too" in refused("\n".join([*names[:2], names[0], *names[3:]]))
+    assert "line 2 is empty" in refused("a\n\nb\n")
+    file.write_text("\r\n".join(names) + "\n\n")
+    main_with(monkeypatch, *given, "--out", target)
+    named = read_bundle(target).manifest.spaces
+    assert named["aligned"].dimensions == tuple(names)
+    assert "base" not in named or named["base"].dimensions == ()
 
 
 def test_data_that_the_run_was_not_trained_on_are_refused(tiny_run: Run, tmp_path: Path, quick: None) -> None:

@@ -12,9 +12,10 @@ from onnx import numpy_helper
 
 from contract import triplets
 from export import parity
-from export.parity import MAX_COSINE, MAX_FLIPS, Parity, compare, one_minus_cosine, torch_vectors
+from export.parity import MAX_COSINE, MAX_FLIPS, Parity, compare, one_minus_cosine, onnx_runtime, torch_vectors
 from export.precision import PRECISIONS
 from tests.export.conftest import Exported
+from tests.training.tiny import tiny_encoder
 
 TRIPLETS = np.random.default_rng(0).permuted(np.tile(np.arange(40), (1000, 1)), axis=1)[:, :3]
 
@@ -31,7 +32,8 @@ def changed(source: Path, target: Path, shape: tuple[int, ...], change: Callable
 def compared(exported: Exported, file: Path, **options: Any) -> Parity:
     reference = torch_vectors(exported.model, exported.pixels)
     given: dict[str, Any] = {"reference": reference, "index": TRIPLETS, "temperature": 10.0} | options
-    return compare(file, "fp32", pixels=exported.pixels, kernel="dot", **given)
+    runtime = onnx_runtime(file, exported.model.outputs, tiny_encoder().pixels)
+    return compare(runtime, "fp32", pixels=exported.pixels, kernel="dot", **given)
 
 
 def test_the_graph_itself_passes_without_a_flip(exported: Exported) -> None:

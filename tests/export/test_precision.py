@@ -18,7 +18,7 @@ from export.precision import PRECISIONS, Precision, convert
 from tests.export.conftest import Exported
 from tests.training.tiny import tiny_encoder
 
-NEAR = {"fp32": 1e-6, "fp16-weights": 1e-4, "fp16": 1e-3, "int8-weights": 1e-3, "int8": 0.1}
+NEAR = {"fp32": 1e-6, "fp16-weights": 1e-4, "bf16-weights": 1e-3, "fp16": 1e-3, "int8-weights": 1e-3, "int8": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,21 @@ def test_half_weights_compute_in_full_precision(exported: Exported, files: dict[
     expected = torch_vectors(rounded, exported.pixels)["aligned"]
     got = run_graph(files["fp16-weights"], exported.pixels)[0]
     np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_bfloat16_weights_are_torchs_and_compute_in_full_precision(
+    exported: Exported, files: dict[Precision, Path]
+) -> None:
+    rounded = AlignedModel(tiny_encoder(), exported.transform).eval()
+    for parameter in rounded.parameters():
+        if parameter.numel() >= 4096:
+            parameter.data = parameter.data.bfloat16().float()
+    expected = torch_vectors(rounded, exported.pixels)["aligned"]
+    got = run_graph(files["bf16-weights"], exported.pixels)[0]
+    np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+    stored = {t.name: t.data_type for t in onnx.load(str(files["bf16-weights"])).graph.initializer}
+    assert sum(kind == TensorProto.BFLOAT16 for kind in stored.values()) == 2
+    assert files["bf16-weights"].stat().st_size == pytest.approx(files["fp16-weights"].stat().st_size, rel=0.01)
 
 
 def test_half_precision_computes_convolutions_in_half_and_the_power_in_full(files: dict[Precision, Path]) -> None:

@@ -1,6 +1,7 @@
 """Models that no run made: by name, with a checkpoint, a transform or a triplet head, to a whole bundle or an error."""
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,25 @@ def test_a_published_transform_is_the_head_and_its_base_stands_beside_if_wanted(
     np.testing.assert_allclose(bundle.golden.vectors["aligned"], expected, rtol=1e-3, atol=1e-4)
     assert "transform.npz" in bundle.manifest.training["inputs"]
     assert bundle.manifest.parity["command"].startswith("python -m export bundle tiny --transform transform.npz --out")
+
+
+def test_a_graph_of_float32_pixels_is_compared_with_torch_on_the_bytes(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = exported(monkeypatch, photos, tmp_path / "b", "--input", "float32", "--precision", "fp32", "int8")
+    manifest = bundle.manifest
+    assert manifest.pixels == replace(tiny_encoder().pixels, dtype="float32")
+    assert bundle.golden.pixels.dtype == np.float32
+    check_golden_pixels(bundle)
+    exact, int8 = manifest.parity["rows"]
+    assert exact["passed"] and exact["one_minus_cosine"] < 1e-9
+    assert 0 < int8["one_minus_cosine"] < 0.01  # ranges were measured on float32 pixels too
+    assert manifest.parity["command"].endswith("--precision fp32 int8 --input float32")
+    # pixels of another normalisation than the manifest's are another photo, and the gate sees it
+    real = package.parity.taken
+    monkeypatch.setattr(package.parity, "taken", lambda pixels, spec: real(pixels, replace(spec, std=(0.5,) * 3)))
+    with pytest.raises(SystemExit, match="no precision of fp32 passes"):
+        exported(monkeypatch, photos, tmp_path / "wrong", "--input", "float32", "--precision", "fp32")
 
 
 def test_a_triplet_head_is_the_linear_map_of_the_student(tmp_path: Path) -> None:
