@@ -23,7 +23,7 @@ _BLOCK = 1000
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0 if done, 1 if it cannot be, 2 for wrong arguments, 130 if interrupted."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         answer, lines = options.run(options)
     except (AligNetError, OSError, ValueError, ImportError) as error:
@@ -197,7 +197,8 @@ def _refused(result: Embeddings, found: Sequence[Path]) -> list[dict[str, Any]]:
     return refused
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """All that `alignet` takes; shells complete and the reference is written from it."""
     parser = argparse.ArgumentParser(prog="alignet", description="Ask a running AligNet Serve about photos.")
     parser.add_argument("--version", action="version", version=f"alignet {version('alignet-serve')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -1,5 +1,6 @@
 """The command line: `python -m app` or `alignet-serve`. Every setting is a flag and an ALIGNET_ variable."""
 
+import argparse
 import asyncio
 import gc
 import logging
@@ -9,6 +10,7 @@ import sys
 
 import uvicorn
 from pydantic import ValidationError
+from pydantic_settings import CliSettingsSource
 
 from app import logs
 from app.main import create_app
@@ -27,6 +29,10 @@ def main() -> None:
         from app import bulk  # here: serving needs nothing of it
 
         raise SystemExit(bulk.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["judgments"]:
+        from app.judging import export
+
+        raise SystemExit(export.main(sys.argv[2:]))
     try:
         settings = Settings(_cli_parse_args=True)  # type: ignore[call-arg]  # taken by BaseSettings
     except ValidationError as error:
@@ -87,6 +93,13 @@ def _serve(settings: Settings) -> int:
         logging.shutdown()
         os._exit(1)
     return 1 if failures else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """All settings as flags, and the other commands; shells complete and the reference is written from it."""
+    root: argparse.ArgumentParser = CliSettingsSource(Settings, cli_parse_args=False).root_parser
+    root.add_argument("--version", action="version", version=f"alignet-serve {VERSION}")
+    return root
 
 
 if __name__ == "__main__":

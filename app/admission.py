@@ -142,6 +142,12 @@ class Admission:
     def admit(self, n: int, until: float = math.inf) -> Iterator[None]:
         """Count n images in for the length of the block, or raise as `require` does."""
         self.require(n, until)
+        with self.count(n):
+            yield
+
+    @contextlib.contextmanager
+    def count(self, n: int) -> Iterator[None]:
+        """Count n images in for the length of the block, whatever is there; who calls it has asked `require`."""
         self._change(n)
         try:
             yield

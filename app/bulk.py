@@ -12,11 +12,9 @@ Several processes or machines share the work by `--shard I/N`: one command each,
 """
 
 import argparse
-import contextlib
 import hashlib
 import itertools
 import json
-import os
 import sys
 import uuid
 from collections import deque
@@ -25,18 +23,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.engine import EngineUnavailable, OnnxEngine, cpu_quota, open_engine
+from app.files import photos_under, whole
 from app.settings import Settings
 from contract.bundle import Bundle, BundleError, read_bundle, space_fingerprint
 from contract.pixels import ImageError, load_pixels
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-"""Names of files that are taken for photos, in either case."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +116,9 @@ class Parts:
             self._write_parquet(part, vectors)
         else:
             part = stem.with_suffix(".jsonl")  # the part counts once this is there, so it comes last
-            with _whole(stem.with_suffix(".npy")) as stream:
+            with whole(stem.with_suffix(".npy")) as stream:
                 np.save(stream, vectors, allow_pickle=False)
-            with _whole(part) as stream:
+            with whole(part) as stream:
                 stream.writelines(_line(asdict(row)) for row in self._rows)
         for i, row in enumerate(self._rows):
             self.by_path[row.path] = row
@@ -131,13 +127,13 @@ class Parts:
 
     def write_errors(self, errors: list[dict[str, str]]) -> None:
         """The files that this run could not embed, in place of the last run's."""
-        with _whole(self.folder / f"_errors-{self._shard:03d}.jsonl") as stream:
+        with whole(self.folder / f"_errors-{self._shard:03d}.jsonl") as stream:
             stream.writelines(map(_line, errors))
 
     def _claim(self) -> None:
         file = self.folder / "_space.json"
         if not file.exists():
-            with _whole(file) as stream:
+            with whole(file) as stream:
                 stream.write((json.dumps(self._space, indent=2) + "\n").encode())
         stored = json.loads(file.read_text())
         if changed := [key for key in self._space if stored.get(key) != self._space[key]]:
@@ -172,22 +168,8 @@ class Parts:
         table = pyarrow.table(columns | {"vector": lists}).replace_schema_metadata(
             {f"alignet.{key}": str(value) for key, value in self._space.items()}
         )
-        with _whole(part) as stream:
+        with whole(part) as stream:
             pyarrow.parquet.write_table(table, stream)
-
-
-@contextlib.contextmanager
-def _whole(file: Path) -> Iterator[BinaryIO]:
-    """A stream to write `file` with, which appears whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _line(value: dict[str, Any]) -> bytes:
@@ -199,7 +181,7 @@ def photos(folder: Path, shard: int, shards: int) -> list[Path]:
 
     A file's shard follows from its path, so new files leave the others' shards as they are.
     """
-    found = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+    found = photos_under(folder)
     if shards == 1:
         return found
     return [
@@ -306,7 +288,7 @@ def _ahead(
 
 def main(arguments: list[str]) -> int:
     """The command; 0 when every photo is in OUT or listed as refused, 1 where it cannot run, 130 if interrupted."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     settings = Settings()
     options.batch = options.batch or settings.max_batch or (4 if options.device == "cpu" else 32)
     options.decode_threads = options.decode_threads or cpu_quota()
@@ -327,6 +309,7 @@ def main(arguments: list[str]) -> int:
             threads=settings.inference_threads or cpu_quota(),
             max_batch=options.batch,
             allow_cpu_fallback=settings.allow_cpu_fallback,
+            graph_cache=settings.graph_cache,
         )
         print(embed_folder(options.folder, parts, bundle, engine, options))
     except (BulkError, BundleError, EngineUnavailable) as error:
@@ -366,7 +349,8 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """All that `alignet-serve bulk` takes."""
     settings = Settings()
     parser = argparse.ArgumentParser(
         prog="alignet-serve bulk",

@@ -11,17 +11,21 @@ from numpy.typing import NDArray
 
 from app import waiting
 from app.cache import pixel_key
-from contract.pixels import ImageError, PixelLimits, PixelSpec, load_pixels
+from contract.pixels import ImageError, PixelLimits, PixelSpec, load_sized
 
 CLOSE_SECONDS = 5.0
 """How long closing waits for a thread. Requests are over by then: it finishes one image, or hangs."""
 
 
 class Decoded(NamedTuple):
-    """One image [3, height, width], and the key of its pixels (empty where nobody asked for it)."""
+    """One image [3, height, width], the key of its pixels (empty where nobody asked for it), and its photo's size.
+
+    The size is (width, height) after the photo's orientation; zeros where the client sent pixels.
+    """
 
     pixels: NDArray[Any]
     key: bytes
+    size: tuple[int, int] = (0, 0)
 
 
 class DecodePool:
@@ -87,7 +91,7 @@ class DecodePool:
         me = threading.get_ident()
         self._running[me] = now
         try:
-            pixels = load_pixels(image, spec, self._limits)
-            return Decoded(pixels, pixel_key(pixels) if self._keys else b"")
+            pixels, size = load_sized(image, spec, self._limits)
+            return Decoded(pixels, pixel_key(pixels) if self._keys else b"", size)
         finally:
             del self._running[me]

@@ -1,13 +1,15 @@
 """Encoded images to vectors: admission, decoding, engine; shared by all requests of one model."""
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app.admission import Admission
-from app.cache import Row, VectorCache
+from app.cache import Row, VectorCache, pixel_key
 from app.decoding import Decoded, DecodePool
 from app.engine import Engine, Vectors
 from app.errors import ServiceError
@@ -77,6 +79,50 @@ class Embedder:
             timings: as for `embed`.
         """
         return await self._rows(images, timings, partial=True)
+
+    async def embed_pixels(self, pixels: Sequence[NDArray[Any]], timings: Timings) -> Vectors:
+        """As `embed`, of images that the client has made pixels of.
+
+        Args:
+            pixels: n tensors [3, height, width] as the spec has them.
+            timings: as for `embed`.
+
+        Raises:
+            ServiceError, TimeoutError: as for `embed`.
+        """
+        with self.admission.admit(len(pixels), timings.until):
+            keyed = self._cache is not None
+            keys = await asyncio.to_thread(lambda: [pixel_key(tensor) for tensor in pixels]) if keyed else None
+            self._metrics.images.labels("pixels").inc(len(pixels))
+            named = {str(i).encode(): Decoded(tensor, keys[i] if keys else b"") for i, tensor in enumerate(pixels)}
+            rows = await self._infer(named, timings)
+        ordered = [rows[name] for name in named]
+        return {space: np.stack([row[space] for row in ordered]) for space in ordered[0]}
+
+    async def decode(self, images: Sequence[bytes], timings: Timings) -> list[Decoded]:
+        """Pixels of encoded images that were embedded before, which counts them no second time.
+
+        Raises:
+            ServiceError, TimeoutError: as for `embed`.
+        """
+        outcomes = await self._decoders.decode(images, self._spec, timings.until)
+        found: list[Decoded] = []
+        for index, outcome in enumerate(outcomes):
+            if isinstance(outcome, ImageError):
+                raise ServiceError.of_image(outcome, index) from outcome
+            found.append(outcome)
+        return found
+
+    async def embed_altered(self, pixels: Sequence[NDArray[Any]], timings: Timings) -> Vectors:
+        """Vectors of pictures that are nobody's photo: no cache, and no figure of what photos look like.
+
+        They count as admitted while they are embedded; the caller has asked `admission.require` for all of them.
+
+        Raises:
+            ServiceError, TimeoutError: as for `embed`.
+        """
+        with self.admission.count(len(pixels)):
+            return await self.engine.embed(pixels, timings)
 
     async def embed_aside(self, image: bytes, timings: Timings) -> Row:
         """Vectors of one image that no request waits for: neither admitted nor counted, and nothing is kept.

@@ -2,17 +2,19 @@
 
 Nothing else in the app names a status code of an error. A body is problem+json (RFC 9457) with a
 stable `code`; `index` names the offending image, vector or triplet, `limit` the bound that was broken.
+Below /v1 and /v2 the same errors have the shapes of the protocols spoken there.
 """
 
 import logging
 import math
 import random
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Literal, NamedTuple
 
 import orjson
 from fastapi import FastAPI, Request, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from contract.pixels import ImageError
@@ -23,12 +25,17 @@ Kind = Literal[
     "invalid_json",
     "invalid_request",
     "unauthorized",
+    "invitation_needed",
     "model_not_found",
+    "session_not_found",
+    "trial_not_found",
     "route_not_found",
     "method_not_allowed",
     "body_timeout",
     "space_mismatch",
     "reload_refused",
+    "choice_conflict",
+    "study_full",
     "body_too_large",
     "image_too_large",
     "too_many_pixels",
@@ -67,11 +74,16 @@ TABLE: dict[Kind, Row] = {
     "invalid_json": Row(400, "The body is not JSON"),
     "invalid_request": Row(400, "A field is missing, unknown or has a wrong value"),
     "unauthorized": Row(401, "A valid API key is needed"),
+    "invitation_needed": Row(403, "The study is by invitation"),
+    "session_not_found": Row(404, "No such session of the study"),
+    "trial_not_found": Row(404, "No such trial, or it is over"),
     "model_not_found": Row(404, "No such model is served here"),
     "route_not_found": Row(404, "No such path"),
     "method_not_allowed": Row(405, "The path has no such method"),
     "body_timeout": Row(408, "The body did not arrive in time"),
     "space_mismatch": Row(409, "The space fingerprint is not the one expected"),
+    "choice_conflict": Row(409, "The trial has another answer already"),
+    "study_full": Row(409, "The study takes no more participants"),
     "reload_refused": Row(409, "The new bundle cannot be served; the old one is"),
     "body_too_large": Row(413, "The body has too many bytes"),
     "image_too_large": Row(413, "An image has too many bytes"),
@@ -136,6 +148,27 @@ class Problem(BaseModel):
     limit: float | None = None
 
 
+class OpenAIFault(BaseModel):
+    """What OpenAI's clients read of an error; `code` is that of a problem body."""
+
+    message: str
+    type: str
+    param: str | None = Field(description="`input.3` where the fourth image is at fault.")
+    code: str
+
+
+class OpenAIError(BaseModel):
+    """An error body below /v1."""
+
+    error: OpenAIFault
+
+
+class ProtocolError(BaseModel):
+    """An error body below /v2, as the Open Inference Protocol has it."""
+
+    error: str = Field(description="The code of a problem body, a colon, and its detail.")
+
+
 class ServiceError(Exception):
     """A request that cannot be served; becomes the problem body of its kind."""
 
@@ -198,21 +231,53 @@ def problem(error: ServiceError) -> Response:
     )
 
 
-def responses(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI responses of a route, from the table."""
+def _openai_body(error: ServiceError) -> OpenAIError:
+    status = TABLE[error.kind].status
+    names = {401: "authentication_error", 429: "rate_limit_error"}
+    fault = OpenAIFault(
+        message=body_of(error)["detail"],
+        type=names.get(status, "server_error" if status >= 500 else "invalid_request_error"),
+        param=None if error.index is None else f"input.{error.index}",
+        code=error.kind,
+    )
+    return OpenAIError(error=fault)
+
+
+def _protocol_body(error: ServiceError) -> ProtocolError:
+    return ProtocolError(error=f"{error.kind}: {body_of(error)['detail']}")
+
+
+_SHAPES: dict[str, Callable[[ServiceError], BaseModel]] = {"/v1": _openai_body, "/v2": _protocol_body}
+"""The bodies of errors below a path, where they are not problem objects."""
+
+
+def refusal(error: ServiceError, path: str) -> Response:
+    """The response of an error of a request to `path`: a problem, or in the shape that its clients read."""
+    response = problem(error)
+    for prefix, shape in _SHAPES.items():
+        if path == prefix or path.startswith(prefix + "/"):
+            response.body = orjson.dumps(shape(error).model_dump())
+            response.headers["content-length"] = str(len(response.body))
+            response.headers["content-type"] = "application/json"
+    return response
+
+
+def responses(*kinds: Kind, shape: type[BaseModel] = Problem) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI responses of a route, from the table; `shape` is that of its errors."""
+    media_type = "application/problem+json" if shape is Problem else "application/json"
     out: dict[int | str, dict[str, Any]] = {}
     for status in sorted({TABLE[kind].status for kind in kinds}):
         lines = [f"`{kind}`: {TABLE[kind].title}." for kind in kinds if TABLE[kind].status == status]
         out[status] = {
             "description": f"{HTTPStatus(status).phrase}. " + " ".join(lines),
-            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            "content": {media_type: {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}}},
         }
     return out
 
 
 def _counted(request: Request, error: ServiceError) -> Response:
     request.app.state.service.metrics.errors.labels(error.kind).inc()
-    return problem(error)
+    return refusal(error, request.scope["path"])
 
 
 async def _on_service_error(request: Request, error: Exception) -> Response:

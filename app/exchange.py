@@ -35,6 +35,7 @@ class Taken(NamedTuple):
         models: those that were served when its body was there; they stay open until its block ends.
         spend: to be told how many images it has, for its key.
         take: to be told of more bytes that are held for it.
+        be_patient: gives it the longest time that may be asked for, unless it has asked for another.
     """
 
     service: Service
@@ -44,6 +45,7 @@ class Taken(NamedTuple):
     timings: Timings
     spend: Callable[[int], None]
     take: Callable[[int], None]
+    be_patient: Callable[[], None]
 
     def model(self, options: Options) -> ServedModel:
         """The model it asks for. Raises ServiceError: no such model, or not to be had now."""
@@ -96,11 +98,15 @@ class Taken(NamedTuple):
 
 
 @asynccontextmanager
-async def taken_in(request: Request, *, raw: bool) -> AsyncIterator[Taken]:
+async def taken_in(request: Request, *, raw: bool | None) -> AsyncIterator[Taken]:
     """Authorise, take the body in, and work on it in the block while somebody waits for the answer.
 
     Whatever can be refused without the body is refused before it is read. Its bytes count as held until the
     block ends.
+
+    Args:
+        request: whose body it is.
+        raw: whether it may be an image alone, besides JSON and multipart; None leaves its type to the route.
 
     Raises:
         ServiceError: the refusals, and 504 when the deadline is over.
@@ -113,21 +119,22 @@ async def taken_in(request: Request, *, raw: bool) -> AsyncIterator[Taken]:
     with service.body_bytes.hold() as take:
         with timings.measure("read"):
             body = await intake.read_body(request, service.settings, service.body_bytes.require, take)
-        intake.require_media_type(body, raw=raw)
-        async with _deadline(request), _while_connected(request):
+        if raw is not None:
+            intake.require_media_type(body, raw=raw)
+        async with _deadline(request) as be_patient, _while_connected(request):
             with service.models.hold() as models:
-                yield Taken(service, models, _client_key(request), body, timings, spend, take)
+                yield Taken(service, models, client_key(request), body, timings, spend, take, be_patient)
 
 
-def _client_key(request: Request) -> bytes:
+def client_key(request: Request) -> bytes:
     """X-Client-Key, or the API key, or chance: who says nothing of itself has no model to keep to."""
     named = request.headers.get("x-client-key") or request.headers.get("authorization")
     return named.encode() if named else os.urandom(16)
 
 
 @asynccontextmanager
-async def _deadline(request: Request) -> AsyncIterator[None]:
-    """The service's time for a request, from when its body is there; 504 when it is over.
+async def _deadline(request: Request) -> AsyncIterator[Callable[[], None]]:
+    """The service's time for a request, from when its body is there; 504 when it is over. Gives `Taken.be_patient`.
 
     X-Request-Timeout-Ms asks for less or more than the default. How long a body may take is a
     limit of its own (408), so a slow upload is not the service's lateness.
@@ -140,10 +147,19 @@ async def _deadline(request: Request) -> AsyncIterator[None]:
         if not (asked.isascii() and asked.isdecimal()) or len(digits) > 9 or not 0 < int(digits or "0") <= most:
             raise ServiceError("invalid_request", f"X-Request-Timeout-Ms must be a whole number from 1 to {most:g}.")
         seconds = int(digits) / 1000
+    start = asyncio.get_running_loop().time()
+
+    def be_patient() -> None:
+        nonlocal seconds
+        if asked is None:
+            seconds = max(seconds, settings.max_request_timeout)
+            request.state.timings.until = start + seconds
+            limit.reschedule(start + seconds)
+
     try:
-        async with asyncio.timeout(seconds):
-            request.state.timings.until = asyncio.get_running_loop().time() + seconds
-            yield
+        async with asyncio.timeout_at(start + seconds) as limit:
+            request.state.timings.until = start + seconds
+            yield be_patient
     except TimeoutError as error:
         raise ServiceError("deadline_exceeded", f"no answer within {seconds:g} s.", limit=seconds) from error
 

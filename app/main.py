@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import errors, logs, schemas
+from app import errors, logs, schemas, tensors
 from app.errors import ServiceError
-from app.routes import about, admin, embed, odd_one_out, openai, similarity
+from app.routes import about, admin, embed, judging, kserve, odd_one_out, openai, pages, similarity
 from app.served import ServedModel
 from app.service import VERSION, Service
 from app.settings import Settings
@@ -34,7 +35,8 @@ _ALWAYS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-# No reply is a page, but for the viewer of the API document, which loads itself from the internet.
+# No reply is a page, but for those of app.routes.pages, which say their own, and the viewer of the API document,
+# which loads itself from the internet.
 _NO_PAGE = {"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"}
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -97,8 +99,7 @@ def create_app(
     )
     app.state.service = service
     errors.install(app)
-    for room in (embed, odd_one_out, similarity, openai, about, *([admin] if settings.admin_keys else [])):
-        app.include_router(room.router)
+    _include_rooms(app, settings)
     app.add_middleware(_Observe, service=service)
     if settings.cors_origins:  # outermost, so that a page can read errors too
         app.add_middleware(
@@ -119,19 +120,33 @@ def create_app(
     return app
 
 
+def _include_rooms(app: FastAPI, settings: Settings) -> None:
+    """The paths that these settings switch on."""
+    for room in (embed, odd_one_out, similarity, openai, kserve, about, *([admin] if settings.admin_keys else [])):
+        app.include_router(room.router)
+    if settings.judging is not None:
+        app.include_router(judging.router)
+        if settings.admin_keys:
+            app.include_router(judging.exporting)
+    app.include_router(pages.router(settings))
+
+
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """FastAPI's document, with the schemas of the bodies that the routes read themselves."""
     if app.openapi_schema is None:
         document = FastAPI.openapi(app)
         known = document["components"]["schemas"]
-        for model in (schemas.EmbedRequest, schemas.OddOneOutRequest, schemas.SimilarityRequest, errors.Problem):
+        bodies: list[type[BaseModel]]
+        bodies = [schemas.EmbedRequest, schemas.OddOneOutRequest, schemas.SimilarityRequest, errors.Problem]
+        bodies += [openai.EmbeddingsRequest, errors.OpenAIError, tensors.InferRequest, errors.ProtocolError]
+        for model in bodies:
             definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
             for name, nested in definition.pop("$defs", {}).items():
                 known.setdefault(name, nested)
             known[model.__name__] = definition
         # FastAPI promises its own 422 for path parameters; a name of any text is valid here.
         for path, operations in document["paths"].items():
-            for operation in operations.values() if "{name}" in path else ():
+            for operation in operations.values() if "{" in path else ():
                 operation["responses"].pop("422", None)
         for unused in ("HTTPValidationError", "ValidationError"):
             known.pop(unused, None)
@@ -170,7 +185,9 @@ class _Observe:
                 extra |= {"Server-Timing": stages} if stages else {}
                 # A client that keeps its connection would meet the closing port with its next request.
                 extra |= {"Connection": "close"} if self.service.leaving else {}
-                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in extra.items())]
+                own = {name.lower() for name, _ in message["headers"]}  # a page has a policy of its own
+                added = ((k.encode(), v.encode()) for k, v in extra.items() if k.lower().encode() not in own)
+                message["headers"] = [*message["headers"], *added]
             await send(message)
 
         self.metrics.in_flight.inc()
@@ -184,7 +201,7 @@ class _Observe:
             if status is not None:
                 raise  # the reply has begun; only cutting the connection tells the client
             detail = f"{type(error).__name__} in the service; its log has the trace, with id {request_id}."
-            await errors.problem(ServiceError("internal", detail))(scope, receive, send_with_headers)
+            await errors.refusal(ServiceError("internal", detail), scope["path"])(scope, receive, send_with_headers)
         finally:
             self.metrics.in_flight.dec()
             # An unknown path is one label, whatever it is; so is an unknown method.

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 STAGES = ("read", "decode", "queue", "inference", "serialise")
-REASONS = ("bytes", "count", "wait", "deadline", "key")
+REASONS = ("bytes", "count", "wait", "deadline", "key", "explain")
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _NATS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1)
@@ -122,7 +122,9 @@ class Metrics:
         )
         for name in STAGES:  # every series exists from the start, at zero
             self.stage.labels(name)
-        self.images = Counter("alignet_images", "Images decoded or refused.", ("outcome",), registry=self.registry)
+        self.images = Counter(
+            "alignet_images", "Images decoded, come as pixels, or refused.", ("outcome",), registry=self.registry
+        )
         self._add_flow()
         self.batch = Histogram(
             "alignet_batch_images", "Images in one inference.", registry=self.registry, buckets=_BATCHES
@@ -139,6 +141,7 @@ class Metrics:
         self.abstentions = Counter(
             "alignet_abstentions", "Triplets left unjudged.", ("reason",), registry=self.registry
         )
+        self.explanations = Counter("alignet_explanations", "Triplets explained by occlusion.", registry=self.registry)
         self.entropy = Spread(
             "alignet_triplet_entropy_nats", "Entropy of the choice probabilities.", _NATS, registry=self.registry
         )

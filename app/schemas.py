@@ -13,6 +13,7 @@ from contract.triplets import Kernel
 
 SpaceName = Literal["aligned", "base"]
 Encoding = Literal["float", "base64"]
+Measure = Literal["similarity", "distance"]
 
 # Vectors are converted by numpy, a matrix at a time, not number by number here.
 Vector = Annotated[
@@ -107,6 +108,10 @@ class OddOneOutOptions(Options):
     max_entropy: float | None = Field(
         default=None, ge=0, le=1, description="Abstain where the normalised entropy is above this."
     )
+    explain: bool = Field(
+        default=False,
+        description="Show which parts of the images made the answer: slow, 147 more images a triplet, images only.",
+    )
 
 
 class OddOneOutRequest(OddOneOutOptions, Collection):
@@ -117,6 +122,10 @@ class SimilarityOptions(Options):
     """Options of /similarity."""
 
     kernel: Kernel | None = Field(default=None, description="The space's own similarity if not given.")
+    measure: Measure = Field(
+        default="similarity",
+        description="`distance` is 1 - similarity, by cosine (perceptual models: DreamSim's) or pearson; 0 is equal.",
+    )
     encoding: Encoding = Field(default="float", description="`base64` is little-endian float32, row by row.")
 
 
@@ -179,6 +188,44 @@ class EmbedReply(SpaceReply):
     data: list[Embedding | FailedImage]
 
 
+class ExplainedImage(BaseModel):
+    """What the parts of one image do for the answer."""
+
+    image: int = Field(description="Position in `images`.")
+    size: tuple[int, int] = Field(description="Width and height of the photo after its EXIF orientation.")
+    map: list[list[float]] = Field(description="By rows: the drop of ln p(odd_one_out) with that place covered.")
+    boxes: list[list[tuple[float, float, float, float]]] = Field(
+        description="Left, top, right, bottom of each place, in pixels of the photo after its EXIF orientation."
+    )
+
+
+class SharedDimension(BaseModel):
+    """One dimension that two images have in common."""
+
+    name: str
+    product: float
+    share: float = Field(description="Of the pair's dot product.")
+
+
+class Shared(BaseModel):
+    """What the most similar pair has in common."""
+
+    pair: tuple[int, int] = Field(description="Positions in `images`.")
+    similarity: float
+    dimensions: list[SharedDimension] = Field(description="At most five, the largest product first.")
+
+
+class Explanation(BaseModel):
+    """Why an image is the odd one."""
+
+    odd_one_out: int
+    log_probability: float = Field(description="ln p(odd_one_out) of the whole images.")
+    grid: tuple[int, int] = Field(description="Rows and columns of the maps.")
+    images: list[ExplainedImage] = Field(description="The three of the triplet, in its order.")
+    shared: Shared | None = Field(description="Null unless the bundle names the dimensions of the space.")
+    method: str
+
+
 class Judgment(BaseModel):
     """One judged triplet."""
 
@@ -192,6 +239,9 @@ class Judgment(BaseModel):
     entropy: float = Field(description="Of the probabilities, in nats.")
     entropy_normalized: float = Field(description="Entropy divided by ln 3: 0 certain, 1 undecided.")
     margin: float = Field(description="Largest minus second-largest probability.")
+    explanation: Explanation | None = Field(
+        default=None, description="There if `explain` was asked for; null where abstained."
+    )
 
 
 class OddOneOutReply(SpaceReply):
@@ -208,9 +258,10 @@ class SimilarityReply(SpaceReply):
     """Answer of /similarity: one row a query, one column a candidate."""
 
     kernel: Kernel
+    measure: Measure
     shape: tuple[int, int]
     encoding: Encoding
-    similarities: list[list[float]] | str
+    similarities: list[list[float]] | str = Field(description="Distances, where `measure` is `distance`.")
 
 
 class SpaceCard(BaseModel):

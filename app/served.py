@@ -193,6 +193,7 @@ async def open_model(bundle: Bundle, folder: Path, process: Process) -> ServedMo
         threads=threads,
         max_batch=max_batch,
         allow_cpu_fallback=settings.allow_cpu_fallback,
+        graph_cache=settings.graph_cache,
     )
     grown = max(0, _resident_bytes() - before) if before else None
     log.info("%d inference threads, batches of at most %d", threads, max_batch)

@@ -16,7 +16,7 @@ HEADER_SECONDS = 5.0
 LINGER_SECONDS = 15.0
 """Time for the rest of a body that was refused: a client that is cut off sooner never reads why."""
 MAX_HEAD_BYTES = 64 * 1024
-"""Of the path and all headers together."""
+"""Of the path and all headers together; and of what may stand between two pieces of a chunked body, or after it."""
 
 
 class Server(uvicorn.Server):
@@ -69,15 +69,17 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count what comes before the end of a head."""
-        if self._in_head:
-            self._head_bytes += len(data)
+        """Count what is neither a body nor a whole head: heads, the framing of chunks, trailers."""
+        self._head_bytes += len(data)
         super().data_received(data)
         # What came with the end of the head is its body, which is counted elsewhere.
         if self.transport.is_closing():
             return
-        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
-            self.send_400_response("Request head too large.")
+        if self._head_bytes > MAX_HEAD_BYTES:
+            if self._in_head:
+                self.send_400_response("Request head too large.")
+            elif self._in_body:
+                self._close()  # a reply may have begun, so nothing can be said
         elif self._late is None and (self.cycle is None or self.cycle.response_complete):
             # Empty lines between requests, or the rest of a body that was refused.
             self._start_clock(LINGER_SECONDS if self._in_body else HEADER_SECONDS)
@@ -89,6 +91,16 @@ class Protocol(HttpToolsProtocol):
         if self._late is None:
             self._start_clock(HEADER_SECONDS)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; what stands after a chunked body is none, and uvicorn would keep it all."""
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body, which the service counts itself."""
+        self._head_bytes = 0
+        super().on_body(body)
+
     def on_headers_complete(self) -> None:
         """The head is there."""
         self._in_head, self._in_body, self._head_bytes = False, True, 0
@@ -97,7 +109,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The body is there too."""
-        self._in_body = False
+        self._in_body, self._head_bytes = False, 0
         self._stop_clock()
         super().on_message_complete()
 

@@ -12,9 +12,12 @@ from app.decoding import DecodePool
 from app.engine import EngineUnavailable, cpu_quota
 from app.errors import ServiceError
 from app.fetch import Fetcher
+from app.judging.collecting import Judging
+from app.judging.study import Study
 from app.keys import Keys
 from app.metrics import Metrics
 from app.models import Models, Snapshot, WrongModels
+from app.occlusion import Explaining
 from app.served import Process, ServedModel, bundle_folders, open_model, read_model
 from app.settings import Settings
 from app.shadow import Shadow
@@ -44,6 +47,8 @@ class Service:
         self.tracing: Tracing | None = None  # opened with the bundles, if asked for
         self.models = Models()
         self.shadow: Shadow | None = None
+        self.explaining = Explaining(settings.explain_concurrency, self.metrics)
+        self.judging: Judging | None = None  # opened with the bundles, if there is a study
         self.decoders = DecodePool(
             settings.decode_threads or min(8, max(1, cpu_quota() // 2)),
             settings.pixel_limits,
@@ -95,6 +100,9 @@ class Service:
                 )
             snapshot = Snapshot.of(opened, self.settings.aliases)
             self.shadow = self._open_shadow(snapshot)
+            if self.settings.judging is not None:
+                self.judging = Judging(Study.read(self.settings.judging), self.models, self.settings.pixel_limits)
+                await self.judging.open(snapshot)
         except BaseException:
             for model in opened:
                 await model.embedder.close()
@@ -103,6 +111,8 @@ class Service:
             settings = self.settings
             self.fetcher = Fetcher(settings.fetch_origins, settings.max_image_bytes, settings.fetch_timeout)
         self.models.install(snapshot)
+        if self.judging is not None:
+            self.judging.prepare()
         # Triton may come later than we do, and a reload may come before it.
         while any(model.engine.away for model in self._current) and not self.draining:
             await asyncio.sleep(0.05)
@@ -190,6 +200,8 @@ class Service:
             await self.fetcher.close()
         if self.shadow is not None:
             await self.shadow.close()
+        if self.judging is not None:
+            await self.judging.close()
         await self.decoders.close()
         await self.models.close()
 

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.alias import Alias
 from app.fetch import Origin
+from app.judging.study import Study
 from app.keys import split_keys
 from contract.pixels import PixelLimits
 
@@ -67,6 +68,11 @@ class Settings(BaseSettings):
     )
     allow_cpu_fallback: bool = Field(
         default=False, description="Serve on the CPU if the device is not to be had, instead of refusing to start."
+    )
+    graph_cache: Path | None = Field(
+        default=None,
+        description="Folder in which graphs are kept as ONNX Runtime optimised them, and TensorRT's engines, so that "
+        "the next process starts sooner; whoever may write to it decides what is served. None are kept if not given.",
     )
     inference_threads: int = Field(
         default=0, ge=0, description="Threads of one inference; 0 takes the CPUs of the cgroup quota."
@@ -140,6 +146,12 @@ class Settings(BaseSettings):
     max_images: int = Field(default=64, ge=1, description="Images in one request.")
     max_vectors: int = Field(default=1024, ge=1, description="Vectors in one request.")
     max_triplets: int = Field(default=10_000, ge=1, description="Triplets in one request.")
+    max_explained_triplets: int = Field(
+        default=1, ge=1, description="Triplets in one request with `explain`, which embeds 147 more images for each."
+    )
+    explain_concurrency: int = Field(
+        default=1, ge=0, description="Requests with `explain` at once; beyond it they get 429. 0 serves none."
+    )
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
@@ -174,6 +186,12 @@ class Settings(BaseSettings):
         default=5.0, gt=0, description="Seconds one image may take to be fetched, redirects and all."
     )
     api_docs: bool = Field(default=True, description="Serve /docs and /openapi.json, which need no key.")
+    playground: bool = Field(default=True, description="Serve the playground, a page to try the service, at /.")
+    judging: Path | None = Field(
+        default=None,
+        description="Study file (TOML) of odd-one-out trials over one's own photos, on the page /judge; off if not "
+        "given. See docs/judging.md.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe line to log."
     )
@@ -235,6 +253,13 @@ class Settings(BaseSettings):
                 raise ValueError("httpcore2 is missing; run: pip install 'alignet-serve[fetch]'")
         return origins
 
+    @field_validator("judging")
+    @classmethod
+    def _a_study(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            Study.read(value)
+        return value
+
     @field_validator("triton_url")
     @classmethod
     def _host_and_port(cls, value: str) -> str:
@@ -247,7 +272,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _one_engine(self) -> "Settings":
-        here = sorted({"device", "allow_cpu_fallback", "inference_threads", "max_batch"} & self.model_fields_set)
+        here = sorted(
+            {"device", "allow_cpu_fallback", "graph_cache", "inference_threads", "max_batch"} & self.model_fields_set
+        )
         if self.triton_url and here:
             raise ValueError(
                 f"{' and '.join(here)} is of an engine in this process; with triton_url, Triton has its own"
@@ -306,6 +333,8 @@ class Settings(BaseSettings):
             "max_images",
             "max_vectors",
             "max_triplets",
+            "max_explained_triplets",
+            "explain_concurrency",
             "max_admitted_images",
             "max_held_bytes",
             "max_wait",

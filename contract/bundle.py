@@ -20,7 +20,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -115,6 +115,7 @@ class Space:
         calibrated: whether T was fitted; entropy means something only then.
         calibrated_on: what T was fitted on; empty if it was not.
         fingerprint: `fingerprint()` of this space, vectors as the graph gives them.
+        dimensions: what each value of a vector stands for, in words; empty where they have no meaning of their own.
     """
 
     size: int
@@ -124,6 +125,7 @@ class Space:
     calibrated: bool
     calibrated_on: str
     fingerprint: str
+    dimensions: tuple[str, ...] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +196,9 @@ class Manifest:
         """The manifest as plain JSON values."""
         out = asdict(self)
         out["pixels"] = self.pixels.to_json()
+        for space in out["spaces"].values():
+            if names := space.pop("dimensions"):  # releases before this field read the bundles that have none
+                space["dimensions"] = list(names)
         return out
 
 
@@ -322,6 +327,7 @@ def _parse_manifest(raw: dict[str, Any]) -> Manifest:
     for key, kind in (("spaces", Space), ("files", FileEntry)):
         items = _object(values[key], key)
         values[key] = {k: kind(**_fields(kind, v, f"{key}.{k}")) for k, v in items.items()}
+    values["spaces"] = {k: replace(v, dimensions=tuple(v.dimensions)) for k, v in values["spaces"].items()}
     manifest = Manifest(**values)
     _check_values(manifest)
     return manifest
@@ -336,6 +342,7 @@ _PLAIN: dict[Any, tuple[type, ...]] = {
     float | None: (int, float, type(None)),
     dict[str, Any]: (dict,),
     list[Figure]: (list,),
+    tuple[str, ...]: (list,),
     Kernel: (str,),
     TieRule: (str,),
 }
@@ -381,9 +388,12 @@ def _check_values(manifest: Manifest) -> None:
         if not (math.isfinite(space.temperature) and space.temperature > 0):
             raise ValueError(f"spaces.{name}.temperature is {space.temperature}; expected a finite number above 0.")
         if space.calibrated != bool(space.calibrated_on):
-            raise ValueError(
-                f"spaces.{name} is calibrated={space.calibrated} on {space.calibrated_on!r}; these contradict."
-            )
+            raise ValueError(f"spaces.{name}: calibrated={space.calibrated} and {space.calibrated_on!r} contradict.")
+        names = space.dimensions
+        words = all(isinstance(text, str) and 0 < len(text.strip()) <= 200 for text in names)
+        if names and not (words and len(names) == len(set(names)) == space.size):
+            wanted = f"{space.size} different ones of at most 200 characters"
+            raise ValueError(f"spaces.{name}.dimensions has {len(names)} names; expected {wanted}.")
     for name in ("one_minus_cosine", "relative_norm", "pixel"):
         value = getattr(manifest.golden, name)
         if not (math.isfinite(value) and 0 <= value < 256):

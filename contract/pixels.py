@@ -205,6 +205,11 @@ def load_pixels(data: bytes, spec: PixelSpec, limits: PixelLimits | None = None)
         ImageError: too many bytes or pixels, a side out of range, a format not in `FORMATS`, or
             bytes that do not decode. Nothing else, whatever the bytes are.
     """
+    return load_sized(data, spec, limits)[0]
+
+
+def load_sized(data: bytes, spec: PixelSpec, limits: PixelLimits | None = None) -> tuple[NDArray[Any], tuple[int, int]]:
+    """As `load_pixels`, and (width, height) of the photo after its orientation, which `shown_box` wants."""
     limits = limits or PixelLimits()
     if len(data) > limits.max_bytes:
         raise ImageError(
@@ -213,7 +218,7 @@ def load_pixels(data: bytes, spec: PixelSpec, limits: PixelLimits | None = None)
     image = _open(data, limits)
     try:
         rgb = _to_rgb(image, spec)
-        return _to_tensor(rgb, spec)
+        return _to_tensor(rgb, spec), rgb.size
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise a dozen types on hostile bytes; all mean the same.
@@ -342,22 +347,46 @@ def _to_rgb(image: Image.Image, spec: PixelSpec) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _scaled(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """(width, height) of a photo scaled to its short side; torchvision truncates the long side."""
+    width, height = size
+    scaled_w = int(short_side * max(width, height) / height) if width > height else short_side
+    scaled_h = int(short_side * max(width, height) / width) if height > width else short_side
+    return scaled_w, scaled_h
+
+
+def _crop_corner(scaled: tuple[int, int], spec: PixelSpec) -> tuple[int, int]:
+    """(left, top) of the crop in the scaled photo; torchvision rounds half to even."""
+    return round((scaled[0] - spec.width) / 2), round((scaled[1] - spec.height) / 2)
+
+
+def shown_box(size: tuple[int, int], spec: PixelSpec) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of what a tensor of `spec` shows, in pixels of the upright photo of `size`.
+
+    Args:
+        size: (width, height) of the photo after its orientation.
+        spec: `squash` shows all of it, `crop` the centre.
+    """
+    width, height = size
+    if spec.short_side is None:
+        return 0.0, 0.0, float(width), float(height)
+    scaled_w, scaled_h = _scaled(size, spec.short_side)
+    left, top = _crop_corner((scaled_w, scaled_h), spec)
+    per_x, per_y = width / scaled_w, height / scaled_h
+    right, bottom = min((left + spec.width) * per_x, width), min((top + spec.height) * per_y, height)
+    return left * per_x, top * per_y, right, bottom
+
+
 def _resized(rgb: Image.Image, spec: PixelSpec) -> Image.Image:
     """RGB of any size to (spec.width, spec.height), step 5 of the module docstring."""
     filter_ = _RESAMPLING[spec.resample]
     if spec.short_side is None:
         return rgb.resize((spec.width, spec.height), filter_)
-    width, height = rgb.size
-    # torchvision's rounding: the long side is truncated, the crop offset is rounded half to even.
-    scaled_w = int(spec.short_side * max(width, height) / height) if width > height else spec.short_side
-    scaled_h = int(spec.short_side * max(width, height) / width) if height > width else spec.short_side
-    left, top = round((scaled_w - spec.width) / 2), round((scaled_h - spec.height) / 2)
-    right, bottom = left + spec.width, top + spec.height
-    if max(scaled_w, scaled_h) <= ELONGATED * spec.short_side:
-        return rgb.resize((scaled_w, scaled_h), filter_).crop((left, top, right, bottom))
-    per_x, per_y = width / scaled_w, height / scaled_h
-    box = (left * per_x, top * per_y, min(right * per_x, width), min(bottom * per_y, height))
-    return rgb.resize((spec.width, spec.height), filter_, box=box)
+    scaled = _scaled(rgb.size, spec.short_side)
+    if max(scaled) <= ELONGATED * spec.short_side:
+        left, top = _crop_corner(scaled, spec)
+        return rgb.resize(scaled, filter_).crop((left, top, left + spec.width, top + spec.height))
+    return rgb.resize((spec.width, spec.height), filter_, box=shown_box(rgb.size, spec))
 
 
 def _to_tensor(rgb: Image.Image, spec: PixelSpec) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from dataclasses import fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,17 +14,23 @@ from export.card import card
 
 def main() -> None:
     """Export; exit 1 with a message where the run, the parity or the target is not as it must be."""
+    args = parser().parse_args()
+    try:
+        {"bundle": _bundle, "card": _card, "triton": _triton}[args.command](args)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All that `python -m export` takes; shells complete and the reference is written from it."""
     parser = argparse.ArgumentParser(prog="python -m export", description="Aligned models to verified bundles.")
+    parser.add_argument("--version", action="version", version=f"alignet-serve {version('alignet-serve')}")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_bundle(commands)
     described = commands.add_parser("card", help="the model card of a bundle as Markdown, on standard output")
     described.add_argument("bundle", type=Path, help="a bundle folder")
     _add_triton(commands)
-    args = parser.parse_args()
-    try:
-        {"bundle": _bundle, "card": _card, "triton": _triton}[args.command](args)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    return parser
 
 
 def _add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -134,6 +134,8 @@ def require_run(folder: Path) -> None:
             "the names of its weights are not, so it is not read here. Give the weights as a state dict of timm or "
             "open_clip with --checkpoint."
         )
+    if (folder / "pareto.json").is_file():
+        raise ValueError(f"{folder} is a joint alignment at several weights; give one, as {folder}/split-0/weight-0.5.")
     if (folder / "weights.safetensors").is_file():
         raise ValueError(
             f"{folder} is a distilled student; name its model and give --checkpoint {folder}/weights.safetensors."

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from contract.bundle import BaseModel, Golden, GoldenTolerance, Manifest, Space, write_bundle
-from contract.pixels import PixelSpec, load_pixels
+from contract.pixels import PixelSpec, PixelType, load_pixels
 
 SIDE, SIZE = 8, 5
 """The toy graph: 8 x 8 pixels to 5 numbers."""
@@ -28,11 +29,12 @@ def encoded(image: Image.Image, format_: str = "PNG", **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def toy_graph(path: Path, spec: PixelSpec, seed: int = 0) -> None:
-    """uint8 pixels / 255, flattened; `base` keeps 5 sums, `aligned` is an affine map of them."""
+def toy_graph(path: Path, spec: PixelSpec, seed: int = 0, pool: NDArray[np.float32] | None = None) -> None:
+    """Pixels / 255, flattened; `base` keeps 5 sums, by `pool` or random; `aligned` is an affine map of them."""
     import onnx  # here, so that tests which need no graph need no onnx
     from onnx import TensorProto, helper, numpy_helper
 
+    element = TensorProto.UINT8 if spec.dtype == "uint8" else TensorProto.FLOAT
     rng = np.random.default_rng(seed)
     weights = {
         "flat": np.array([0, -1], np.int64),
@@ -40,7 +42,7 @@ def toy_graph(path: Path, spec: PixelSpec, seed: int = 0) -> None:
         "pool": rng.normal(size=(3 * spec.height * spec.width, SIZE)).astype(np.float32),
         "W": rng.normal(size=(SIZE, SIZE)).astype(np.float32),
         "b": rng.normal(size=SIZE).astype(np.float32),
-    }
+    } | ({} if pool is None else {"pool": pool})
     nodes = [
         helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["float", "scale"], ["scaled"]),
@@ -52,7 +54,7 @@ def toy_graph(path: Path, spec: PixelSpec, seed: int = 0) -> None:
     graph = helper.make_graph(
         nodes,
         "toy",
-        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", *spec.shape])],
+        [helper.make_tensor_value_info("pixels", element, ["n", *spec.shape])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", SIZE]) for name in ("aligned", "base")],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
@@ -93,15 +95,24 @@ def toy_manifest(spec: PixelSpec) -> Manifest:
     )
 
 
-def write_toy_bundle(target: Path, seed: int = 0, name: str = "toy") -> Path:
-    """A whole, honest bundle at `target`, which any engine runs in microseconds."""
+def write_toy_bundle(
+    target: Path,
+    seed: int = 0,
+    name: str = "toy",
+    pool: NDArray[np.float32] | None = None,
+    dimensions: tuple[str, ...] = (),
+    dtype: PixelType = "uint8",
+) -> Path:
+    """A whole, honest bundle at `target`, which any engine runs in microseconds; `dimensions` are of its base space."""
     import onnxruntime as ort
 
-    spec = PixelSpec(height=SIDE, width=SIDE, resize="squash", dtype="uint8")
+    spec = PixelSpec(height=SIDE, width=SIDE, resize="squash", dtype=dtype)
     graph = target.with_suffix(".onnx")
-    toy_graph(graph, spec, seed)
+    toy_graph(graph, spec, seed, pool)
     images = tuple(encoded(photo(seed)) for seed in range(3))
     pixels = np.stack([load_pixels(image, spec) for image in images])
     aligned, base = ort.InferenceSession(graph).run(["aligned", "base"], {"pixels": pixels})
     golden = Golden(images=images, pixels=pixels, vectors={"aligned": aligned, "base": base})
-    return write_bundle(target, replace(toy_manifest(spec), name=name), graph, golden).path
+    manifest = toy_manifest(spec)
+    spaces = manifest.spaces | {"base": replace(manifest.spaces["base"], dimensions=dimensions)}
+    return write_bundle(target, replace(manifest, name=name, spaces=spaces), graph, golden).path

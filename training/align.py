@@ -73,6 +73,22 @@ class Transform:
         mean = np.broadcast_to(self.mean, weights.shape[:1]).astype(np.float64)
         return weights.astype(np.float32), (self.bias - mean @ weights).astype(np.float32)
 
+    def then(self, second: "Transform") -> "Transform":
+        """One map that does this one, then `second`.
+
+        Raises:
+            ValueError: `second` takes vectors of another width, or has a power, which no affine map can hold.
+        """
+        if second.weights.shape[0] != self.weights.shape[1] or not np.isnan(second.power):
+            raise ValueError(
+                f"the first transform gives {self.weights.shape[1]} numbers, the second takes {second.weights.shape[0]}"
+                f"{'' if np.isnan(second.power) else ' and has a power'}; expected as many, and no power."
+            )
+        weights, bias = second.folded()
+        both = self.weights.astype(np.float64) @ weights
+        shifted = self.bias.astype(np.float64) @ weights + bias
+        return Transform(both.astype(np.float32), shifted.astype(np.float32), self.mean, self.std, self.power)
+
     def save(self, file: Path) -> None:
         """Write an npz, whole or not at all."""
         temporary = file.with_suffix(".tmp.npz")

@@ -114,7 +114,7 @@ def run_students(
         ValueError: the teacher run lacks a split or is another recipe's, or `out` was made by another recipe.
     """
     data = read_data(data_folder)
-    teacher = _Teacher(teacher_run, recipe.teacher, data_folder)
+    teacher = Teacher(teacher_run, recipe.teacher, data_folder)
     out.mkdir(parents=True, exist_ok=True)
     identity = {"student": asdict(recipe), "inputs": input_hashes(data_folder)}
     claim(out / "recipe.json", identity, ("torch", "timm", "numpy"))
@@ -150,7 +150,7 @@ class Held:
     concepts: NDArray[np.int64]
 
 
-class _Teacher:
+class Teacher:
     """A complete teacher run: its features, and the transform of each split."""
 
     def __init__(self, run: Path, recipe: Recipe, data_folder: Path) -> None:
@@ -179,7 +179,7 @@ class _Teacher:
 def _student(
     recipe: StudentRecipe,
     data: Data,
-    teacher: _Teacher,
+    teacher: Teacher,
     held: Held,
     out: Path,
     computing: EmbedConfig,
@@ -205,7 +205,8 @@ def _student(
     if recipe.groups == "labels":
         label = _labels(data.photos.label, rows)
     else:
-        label = _clusters(recipe, lesson.clustered[: len(data.photos)], rows, folder / "clusters")
+        vectors = lesson.clustered[: len(data.photos)]
+        label = clusters_of(vectors, rows, recipe.clusters, recipe.seed, folder / "clusters")
     seed = recipe.feed.feed_seed + held.seed
     feed = feed_of(replace(recipe.feed, feed_seed=seed), rows, label)
     if recipe.views:
@@ -254,11 +255,19 @@ def _labels(names: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return label
 
 
-def _clusters(recipe: StudentRecipe, teacher: Vectors, rows: NDArray[np.int64], folder: Path) -> NDArray[np.int64]:
-    """Cluster of each photo, [n]; -1 for the photos that training must not see."""
+def clusters_of(teacher: Vectors, rows: NDArray[np.int64], clusters: int, seed: int, folder: Path) -> NDArray[np.int64]:
+    """Cluster of each photo, [n]; -1 for the photos that training must not see.
+
+    Args:
+        teacher: [n, k] vectors of all photos.
+        rows: of the photos that training may see.
+        clusters: k of k-means.
+        seed: of k-means.
+        folder: for its files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_array(folder / "teacher.npy", np.ascontiguousarray(teacher[rows], np.float32))
-    config = ClusterConfig(clusters=recipe.clusters, elbow=(), points_per_cluster=None, seed=recipe.seed)
+    config = ClusterConfig(clusters=clusters, elbow=(), points_per_cluster=None, seed=seed)
     cluster(folder / "teacher.npy", folder / "kmeans", config)
     label = np.full(len(teacher), -1, np.int64)
     label[rows] = np.load(folder / "kmeans/assignments.npy", allow_pickle=False)

@@ -1,16 +1,21 @@
 """POST /odd-one-out: which of three images is the odd one, with which probability."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, cast
 
+import numpy as np
 import orjson
 from fastapi import APIRouter, Request, Response
+from numpy.typing import NDArray
 
-from app import errors, intake, replies
+from app import errors, intake, occlusion, replies
 from app.errors import ServiceError
 from app.exchange import Taken, body_schema, fields_of, head, taken_in, usage, vectors_of
 from app.intake import Given
 from app.judgments import Thresholds, TripletError, judge, triplet_index
 from app.schemas import OddOneOutOptions, OddOneOutReply, OddOneOutRequest
+from app.served import ServedModel
 from app.shadow import Answered
 
 router = APIRouter()
@@ -31,6 +36,7 @@ async def odd_one_out(request: Request) -> Response:
 
     Probabilities are those of each image being the odd one; the temperature that turns
     similarities into them, and whether it was fitted to people, stand in the reply.
+    With `explain`, each judgment has maps of what in the three images made the answer.
     """
     async with taken_in(request, raw=False) as taken:
         service, timings = taken.service, taken.timings
@@ -43,14 +49,22 @@ async def odd_one_out(request: Request) -> Response:
             index = triplet_index(options.triplets, n)
         except TripletError as error:
             raise ServiceError("invalid_request", str(error), index=error.index) from error
-        vectors, files = await vectors_of(model, given, options.space, taken)
         space, tie_rule = model.manifest.spaces[options.space], model.manifest.tie_rule
         thresholds = Thresholds(options.min_margin, options.max_entropy)
+        with _room_to_explain(options, given, len(index), model, taken):
+            vectors, files = await vectors_of(model, given, options.space, taken)
+            explanations: list[dict[str, Any] | None] = []
+            if options.explain:
+                answers = judge(vectors, index, space, tie_rule, thresholds)
+                explanations = await _explanations(answers, vectors, files, options.space, model, taken)
         shadowed = service.shadow if files and service.shadow and service.shadow.wants(model) else None
         decisions: list[int | None] = []
 
         def build() -> dict[str, Any]:
             results = judge(vectors, index, space, tie_rule, thresholds)
+            if options.explain:
+                for result, explanation in zip(results, explanations, strict=True):
+                    result["explanation"] = explanation
             if shadowed:
                 decisions.extend(result["odd_one_out"] for result in results)
             service.metrics.entropy.observe([result["entropy"] for result in results])
@@ -71,6 +85,63 @@ async def odd_one_out(request: Request) -> Response:
         if shadowed:
             shadowed.offer(Answered(model, options.space, files, index, decisions, thresholds))
         return response
+
+
+@contextlib.contextmanager
+def _room_to_explain(
+    options: OddOneOutOptions, given: Given, n: int, model: ServedModel, taken: Taken
+) -> Iterator[None]:
+    """Refuse an explanation of n triplets that cannot be had before anything is embedded for it.
+
+    Raises:
+        ServiceError: there are no images, too many triplets, no room for one more, or too little time.
+    """
+    if not options.explain:
+        yield
+        return
+    if given.vectors is not None:
+        detail = "explain covers parts of the images, and here are only vectors; send `images`."
+        raise ServiceError("invalid_request", detail)
+    if n > (most := taken.service.settings.max_explained_triplets):
+        detail = f"{n} triplets with explain in one request; at most {most}."
+        raise ServiceError("too_many_triplets", detail, limit=most)
+    taken.be_patient()
+    with taken.service.explaining.one():
+        model.embedder.admission.require(len(given.images) + occlusion.pictures(n), taken.timings.until)
+        yield
+
+
+async def _explanations(
+    answers: list[dict[str, Any]],
+    vectors: NDArray[np.float64],
+    files: list[bytes],
+    space: str,
+    model: ServedModel,
+    taken: Taken,
+) -> list[dict[str, Any] | None]:
+    """Of each judgment that gave an answer, in their order."""
+    manifest = model.manifest
+    explained = sum(answer["odd_one_out"] is not None for answer in answers)
+    taken.spend(1 + occlusion.pictures(explained))  # the request itself is paid for already
+    out: list[dict[str, Any] | None] = []
+    for answer in answers:
+        triplet, odd = answer["triplet"], answer["odd_one_out"]
+        if odd is None:
+            out.append(None)
+            continue
+        explanation = await occlusion.explain(
+            [files[i] for i in triplet],
+            vectors[triplet],
+            triplet.index(odd),
+            triplet,
+            (space, manifest.spaces[space]),
+            manifest.pixels,
+            model.embedder,
+            taken.timings,
+        )
+        taken.service.metrics.explanations.inc()
+        out.append(explanation)
+    return out
 
 
 async def _parse_odd_one_out(request: Request, taken: Taken) -> tuple[OddOneOutOptions, Given]:

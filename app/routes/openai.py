@@ -1,11 +1,9 @@
 """POST /v1/embeddings and GET /v1/models: the shapes of OpenAI's API, with images as Jina's has them.
 
-For programs that speak it already. Errors have its shape too, with our codes; /embed can do more.
+For programs that speak it already. Errors have its shape too (app.errors), with our codes; /embed can do more.
 """
 
-from collections.abc import Callable, Coroutine
 from datetime import datetime
-from functools import wraps
 from typing import Annotated, Any, Literal, cast
 
 import orjson
@@ -17,7 +15,7 @@ from app.errors import ServiceError
 from app.exchange import service_of, taken_in, usage
 from app.fetch import Target
 from app.routes.embed import unit
-from app.schemas import ImageItem, Options, SpaceName
+from app.schemas import ImageItem, Options, SpaceName, Usage
 from app.served import ServedModel
 
 router = APIRouter()
@@ -49,36 +47,61 @@ class EmbeddingsRequest(BaseModel):
     expect_fingerprint: str | None = None
 
 
-Route = Callable[..., Coroutine[Any, Any, Response]]
+class EmbeddingObject(BaseModel):
+    """One vector."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str = Field(description="Numbers, or base64 of little-endian float32.")
 
 
-def _in_their_shape(route: Route) -> Route:
-    """The route, with refusals as {"error": {message, type, param, code}} under the same status and headers."""
+class EmbeddingsUsage(Usage):
+    """What the request cost; images have no tokens."""
 
-    @wraps(route)
-    async def wrapped(request: Request, **path: str) -> Response:
-        try:
-            return await route(request, **path)
-        except ServiceError as error:
-            service_of(request).metrics.errors.labels(error.kind).inc()
-            return _refusal(error)
-
-    return wrapped
+    prompt_tokens: int
+    total_tokens: int
 
 
-def _refusal(error: ServiceError) -> Response:
-    response, body = errors.problem(error), errors.body_of(error)
-    status = response.status_code
-    names = {401: "authentication_error", 429: "rate_limit_error"}
-    kind = names.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    param = None if error.index is None else f"input.{error.index}"
-    shape = {"error": {"message": body["detail"], "type": kind, "param": param, "code": error.kind}}
-    headers = {name: response.headers[name] for name in ("Retry-After", "WWW-Authenticate") if name in response.headers}
-    return Response(orjson.dumps(shape), status, headers, media_type="application/json")
+class EmbeddingsReply(BaseModel):
+    """Answer of /v1/embeddings, in the order of the images."""
+
+    object: Literal["list"]
+    data: list[EmbeddingObject]
+    model: str
+    usage: EmbeddingsUsage
+    fingerprint: str = Field(description="Compare and store vectors only with vectors of the same fingerprint.")
 
 
-@router.post("/v1/embeddings", include_in_schema=False)
-@_in_their_shape
+class ModelReply(BaseModel):
+    """Answer of /v1/models/{name}."""
+
+    id: str
+    object: Literal["model"]
+    created: int = Field(description="Seconds since 1970.")
+    owned_by: str
+
+
+class ModelsReply(BaseModel):
+    """Answer of /v1/models."""
+
+    object: Literal["list"]
+    data: list[ModelReply]
+
+
+_BODY = {
+    "required": True,
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/EmbeddingsRequest"}}},
+}
+_MODEL_KINDS: tuple[errors.Kind, ...] = ("unauthorized", "rate_limited", "not_ready", "engine_away")
+
+
+@router.post(
+    "/v1/embeddings",
+    response_model=EmbeddingsReply,
+    responses=errors.responses(*errors.REQUEST_KINDS, shape=errors.OpenAIError),
+    openapi_extra={"requestBody": _BODY},
+    summary="Images to vectors, as OpenAI's API has them",
+)
 async def embeddings(request: Request) -> Response:
     """Images to vectors, one object each."""
     async with taken_in(request, raw=False) as taken:
@@ -124,8 +147,12 @@ async def embeddings(request: Request) -> Response:
         return response
 
 
-@router.get("/v1/models", include_in_schema=False)
-@_in_their_shape
+@router.get(
+    "/v1/models",
+    response_model=ModelsReply,
+    responses=errors.responses(*_MODEL_KINDS, shape=errors.OpenAIError),
+    summary="Models served, as OpenAI's API lists them",
+)
 async def listed(request: Request) -> Response:
     """The models served."""
     service = service_of(request)
@@ -135,8 +162,12 @@ async def listed(request: Request) -> Response:
     return Response(orjson.dumps({"object": "list", "data": data}), media_type="application/json")
 
 
-@router.get("/v1/models/{name}", include_in_schema=False)
-@_in_their_shape
+@router.get(
+    "/v1/models/{name}",
+    response_model=ModelReply,
+    responses=errors.responses(*_MODEL_KINDS, "model_not_found", shape=errors.OpenAIError),
+    summary="One model, as OpenAI's API names it",
+)
 async def retrieved(request: Request, name: str) -> Response:
     """One model."""
     service = service_of(request)

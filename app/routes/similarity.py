@@ -52,15 +52,20 @@ async def similarity(request: Request) -> Response:
             start += len(side.images)
         queries, candidates = matrices[0], matrices[-1]
         kernel = options.kernel or model.manifest.spaces[options.space].similarity
+        if options.measure == "distance" and kernel == "dot":
+            raise ServiceError("invalid_request", "a dot product has no distance; ask for `kernel` cosine or pearson.")
 
         def build() -> dict[str, Any]:
             matrix = similarity_matrix(queries, candidates, kernel)  # [n, m] float64
+            if options.measure == "distance":
+                matrix = 1 - matrix
             encoded: Any = matrix
             if options.encoding == "base64":
                 if np.abs(matrix).max() > np.finfo(np.float32).max:
                     raise ServiceError("invalid_request", "a similarity is too large for float32; ask for `float`.")
                 encoded = replies.float32_base64(matrix)
-            answer = {"kernel": kernel, "shape": matrix.shape, "encoding": options.encoding, "similarities": encoded}
+            answer = {"kernel": kernel, "measure": options.measure, "shape": matrix.shape}
+            answer |= {"encoding": options.encoding, "similarities": encoded}
             return head(model, options, fingerprint, usage(files)) | answer
 
         with timings.measure("serialise"):

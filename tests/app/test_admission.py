@@ -155,28 +155,32 @@ def test_retry_after_is_the_wait_with_jitter_within_bounds() -> None:
     assert max(after(1000)) <= 36
 
 
+Events = tuple[threading.Event, threading.Event]
+
+
 @pytest.fixture
-def shut(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
-    """An inference that says when it began, and ends when it may."""
+def shut(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Events]]:
+    """From its call on, an inference says when it began, and ends when it may."""
     from app.engine import OnnxEngine
 
     entered, opened, real = threading.Event(), threading.Event(), OnnxEngine.embed
 
     def slow(self: Any, pixels: Any) -> Any:
-        if len(pixels) < 3:  # the golden check and the warm-up have more
-            entered.set()
-            assert opened.wait(30)
+        entered.set()
+        assert opened.wait(30)
         return real(self, pixels)
 
-    monkeypatch.setattr(OnnxEngine, "embed", slow)
-    yield entered, opened
+    def shut() -> Events:
+        monkeypatch.setattr(OnnxEngine, "embed", slow)
+        return entered, opened
+
+    yield shut
     opened.set()
 
 
-def test_a_busy_service_refuses_by_wait_and_says_so_in_its_metrics(
-    serve: Serve, shut: tuple[threading.Event, threading.Event]
-) -> None:
-    client, (entered, opened) = serve(max_wait=1e-9), shut
+def test_a_busy_service_refuses_by_wait_and_says_so_in_its_metrics(serve: Serve, shut: Callable[[], Events]) -> None:
+    client = serve(max_wait=1e-9)
+    entered, opened = shut()
     with ThreadPoolExecutor() as pool:
         first = pool.submit(client.post, "/embed", content=encoded(photo(0)), headers=PNG)
         assert entered.wait(30)
@@ -190,10 +194,9 @@ def test_a_busy_service_refuses_by_wait_and_says_so_in_its_metrics(
     assert "alignet_predicted_wait_seconds 0.0\n" in client.get("/metrics").text
 
 
-def test_bodies_beyond_the_memory_are_refused_before_they_are_read(
-    serve: Serve, shut: tuple[threading.Event, threading.Event]
-) -> None:
-    client, (entered, opened) = serve(max_body_bytes=4096, max_held_bytes=4096), shut
+def test_bodies_beyond_the_memory_are_refused_before_they_are_read(serve: Serve, shut: Callable[[], Events]) -> None:
+    client = serve(max_body_bytes=4096, max_held_bytes=4096)
+    entered, opened = shut()
     with ThreadPoolExecutor() as pool:
         first = pool.submit(client.post, "/embed", content=encoded(photo(0)), headers=PNG)
         assert entered.wait(30)

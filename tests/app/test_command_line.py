@@ -166,7 +166,7 @@ decoding.CLOSE_SECONDS = 0.05
 def hang(*_):
     os.kill(os.getpid(), signal.SIGINT)
     threading.Event().wait()
-decoding.load_pixels = hang
+decoding.load_sized = hang
 def ask(model):
     def post():
         for _ in range(300):

@@ -49,7 +49,9 @@ def test_the_kinds_of_images_are_the_faults_of_the_contract() -> None:
     assert set(get_args(Kind)) == set(TABLE)
 
 
-@pytest.mark.parametrize("path", ["/", "/nope", "/embed/x", "/health", "/models/toy/x", "/%00", "/../etc/passwd"])
+@pytest.mark.parametrize(
+    "path", ["/nope.html", "/no", "/embed/x", "/health", "/models/toy/x", "/%00", "/../etc/passwd"]
+)
 def test_an_unknown_path_is_a_404_problem(client: TestClient, path: str) -> None:
     reply = client.get(path)
     assert (reply.status_code, reply.json()["code"]) == (404, "route_not_found")

@@ -68,13 +68,13 @@ def inference(valve: Valve, monkeypatch: pytest.MonkeyPatch) -> Valve:
 @pytest.fixture
 def decoder(valve: Valve, monkeypatch: pytest.MonkeyPatch) -> Valve:
     """The valve before every decoding."""
-    real = decoding.load_pixels
+    real = decoding.load_sized
 
     def slow(*arguments: Any) -> Any:
         valve.passed()
         return real(*arguments)
 
-    monkeypatch.setattr(decoding, "load_pixels", slow)
+    monkeypatch.setattr(decoding, "load_sized", slow)
     return valve
 
 
@@ -142,7 +142,7 @@ def test_a_client_that_stays_is_answered_and_its_watch_ends(serve: Serve) -> Non
 
 
 def test_an_image_whose_time_is_over_is_neither_decoded_nor_inferred(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "load_pixels", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(decoding, "load_sized", lambda *_: pytest.fail("decoded"))
     pool = DecodePool(1, PixelLimits(), stuck_seconds=30)
     past = time.monotonic() - 1
     with pytest.raises(TimeoutError):

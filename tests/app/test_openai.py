@@ -8,6 +8,9 @@ import openai
 import pytest
 from fastapi.testclient import TestClient
 
+from app.engine import OnnxEngine
+from app.errors import TABLE, Kind, OpenAIError
+from app.routes.openai import EmbeddingsReply, EmbeddingsRequest, ModelReply, ModelsReply
 from tests.toy import encoded, photo
 
 FILES = [encoded(photo(seed)) for seed in range(3)]
@@ -111,3 +114,58 @@ def test_only_json_is_read(client: TestClient) -> None:
     reply = client.post("/v1/embeddings", files=[("images", ("a", FILES[0], "image/png"))])
     assert (reply.status_code, reply.json()["error"]["code"]) == (415, "unsupported_media_type")
     assert client.post("/v1/embeddings?model=toy", json={"model": "toy", "input": ITEMS}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code", "kind"),
+    [
+        ("GET", "/v1/nope", "route_not_found", "invalid_request_error"),
+        ("GET", "/v1", "route_not_found", "invalid_request_error"),
+        ("GET", "/v1/embeddings", "method_not_allowed", "invalid_request_error"),
+        ("DELETE", "/v1/models", "method_not_allowed", "invalid_request_error"),
+    ],
+)
+def test_paths_and_methods_that_are_not_there(
+    client: TestClient, method: str, path: str, code: Kind, kind: str
+) -> None:
+    reply = client.request(method, path)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"], error["type"], error["param"]) == (TABLE[code].status, code, kind, None)
+    assert error["message"]
+    assert reply.headers["content-type"] == "application/json"
+    assert ("allow" in reply.headers) == (code == "method_not_allowed")
+
+
+def test_a_bug_of_ours(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = serve(raise_bugs=False)
+    monkeypatch.setattr(OnnxEngine, "embed", lambda *_: 1 / 0)
+    ask = openai.OpenAI(base_url="http://testserver/v1", api_key="none", http_client=client, max_retries=0)
+    with pytest.raises(openai.InternalServerError) as caught:
+        ask.embeddings.create(model="toy", input=ITEMS)  # type: ignore[arg-type]
+    assert (caught.value.code, caught.value.type) == ("internal", "server_error")
+    assert client.get("/v10").headers["content-type"] == "application/problem+json"
+
+
+def test_the_paths_stand_in_the_document_with_their_bodies(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    known = document["components"]["schemas"]
+    posted = document["paths"]["/v1/embeddings"]["post"]
+    asked = posted["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    assert set(known[asked]["properties"]) == set(EmbeddingsRequest.model_fields)
+    for path, method in (("/v1/embeddings", "post"), ("/v1/models", "get"), ("/v1/models/{name}", "get")):
+        responses = document["paths"][path][method]["responses"]
+        assert "$ref" in responses.pop("200")["content"]["application/json"]["schema"]
+        shapes = [response["content"]["application/json"]["schema"] for response in responses.values()]
+        assert shapes
+        assert all(shape == {"$ref": "#/components/schemas/OpenAIError"} for shape in shapes)
+    parse_error = {"error": {"message": "m", "type": "t", "param": None, "code": "c"}}
+    assert OpenAIError.model_validate(parse_error).model_dump() == parse_error
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/models", "/v1/models/toy"])
+def test_a_reply_is_exactly_its_declared_model(client: TestClient, path: str) -> None:
+    models = {"/v1/embeddings": EmbeddingsReply, "/v1/models": ModelsReply, "/v1/models/toy": ModelReply}
+    body = {"model": "toy", "input": ITEMS}
+    reply = client.post(path, json=body) if path == "/v1/embeddings" else client.get(path)
+    parsed = models[path].model_validate_json(reply.content, strict=True)
+    assert parsed.model_dump(mode="json") == reply.json()

@@ -98,6 +98,16 @@ def test_the_spaces_own_similarity_is_the_default_kernel(client: TestClient) -> 
     assert reply.headers["X-Space-Fingerprint"] == reply.json()["fingerprint"]
 
 
+def test_a_distance_is_one_minus_the_cosine_and_a_dot_product_has_none(client: TestClient) -> None:
+    given_ = compared(client, of_images(0, 1) | {"kernel": "cosine", "measure": "distance"})
+    x = embedded(client, 0, 1)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    np.testing.assert_allclose(given_, 1 - unit @ unit.T, atol=1e-9)
+    assert given_[0, 1] > 0.001 > given_[0, 0]
+    reply = client.post("/similarity", json=of_images(0, 1) | {"kernel": "dot", "measure": "distance"})
+    assert reply.status_code == 400 and "cosine or pearson" in reply.json()["detail"]
+
+
 def test_base64_holds_the_float32_rows_of_the_same_matrix(client: TestClient) -> None:
     body = {"queries": of_images(0, 1), "candidates": of_images(2, 3, 4)}
     reply = client.post("/similarity", json=body | {"encoding": "base64"}).json()

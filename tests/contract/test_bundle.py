@@ -151,6 +151,18 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
         np.testing.assert_array_equal(bundle.golden.vectors[name], vectors)
 
 
+def test_dimensions_may_have_names_and_a_manifest_without_them_has_no_such_field(tmp_path: Path) -> None:
+    names = ("animal-related", "food-related", "Grün", "made of wood")
+    spaces = a_manifest().spaces
+    named = a_manifest(spaces=spaces | {"aligned": replace(spaces["aligned"], dimensions=names)})
+    bundle = a_bundle(tmp_path, named)
+    assert bundle.manifest.spaces["aligned"].dimensions == names
+    stored = json.loads((bundle.path / MANIFEST).read_text())["spaces"]
+    assert (stored["aligned"]["dimensions"], "dimensions" in stored["base"]) == (list(names), False)
+    plain = a_bundle(tmp_path / "plain")
+    assert plain.manifest.spaces["aligned"].fingerprint == bundle.manifest.spaces["aligned"].fingerprint
+
+
 def test_a_bundle_holds_three_files_and_the_hashes_of_two(whole: Bundle) -> None:
     assert {p.name for p in whole.path.iterdir()} == {MANIFEST, MODEL, GOLDEN}
     assert whole.model_path.read_bytes() == b"a graph"
@@ -474,6 +486,16 @@ BAD: list[tuple[str, Way, type[BundleError], str]] = [
     ("size 65537", setting("spaces", "aligned", "size", 65_537), ManifestMalformed, "65537"),
     ("calibrated on nothing", setting("spaces", "aligned", "calibrated_on", ""), ManifestMalformed, "contradict"),
     ("uncalibrated on something", setting("spaces", "base", "calibrated_on", "x"), ManifestMalformed, "contradict"),
+    ("too few dimensions", setting("spaces", "aligned", "dimensions", ["a", "b", "c"]), ManifestMalformed, "3 names"),
+    ("one dimension twice", setting("spaces", "aligned", "dimensions", ["a"] * 4), ManifestMalformed, "4 different"),
+    ("an empty dimension", setting("spaces", "aligned", "dimensions", ["a", "b", "c", " "]), ManifestMalformed, "4"),
+    ("dimensions of lists", setting("spaces", "aligned", "dimensions", [[], [], [], []]), ManifestMalformed, "4"),
+    (
+        "dimensions as text",
+        setting("spaces", "aligned", "dimensions", "abcd"),
+        ManifestMalformed,
+        "dimensions is 'abcd'",
+    ),
     ("an unknown space", edited(lambda m: m["spaces"].update(x=m["spaces"]["base"])), ManifestMalformed, "'x'"),
     ("no aligned space", lacking("spaces", "aligned"), ManifestMalformed, "expected 'aligned'"),
     ("no spaces", setting("spaces", {}), ManifestMalformed, "expected 'aligned'"),

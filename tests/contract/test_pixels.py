@@ -25,7 +25,9 @@ from contract.pixels import (
     PixelSpec,
     Resample,
     load_pixels,
+    load_sized,
     normalize,
+    shown_box,
 )
 
 WHITE = (255, 255, 255)
@@ -762,3 +764,41 @@ def test_a_png_of_many_colour_profiles_is_refused_before_any_is_unpacked() -> No
     assert load_pixels(good[:33] + chunk + good[33:], PixelSpec(height=8, width=8, resize="squash")).shape == (3, 8, 8)
     with pytest.raises(ImageError, match="colour profiles"):
         load_pixels(good[:33] + chunk * 2 + good[33:], PixelSpec(height=8, width=8, resize="squash"))
+
+
+# --- where a tensor's pixels come from -----------------------------------------------------------
+
+
+@given(st.integers(16, 400), st.integers(16, 400), st.sampled_from(["squash", "crop"]), st.sampled_from(range(1, 9)))
+@settings(max_examples=60, deadline=None)
+def test_the_shown_box_is_where_the_pixels_come_from(width: int, height: int, resize: Any, orientation: int) -> None:
+    """A photo that says in red and green where each pixel is, turned by EXIF, read in the tensor's four corners."""
+    spec = as_stored(16, 16, resize=resize, short_side=20 if resize == "crop" else None, resample="bilinear")
+    stored = Image.new("RGB", (width, height))
+    turned = _upright(_tagged(stored, orientation))
+    x, y = np.meshgrid(np.arange(turned.width) + 0.5, np.arange(turned.height) + 0.5)
+    upright = np.stack([x / turned.width, y / turned.height, x * 0], -1) * 255
+    data = _tagged(_unturned(Image.fromarray(upright.round().astype(np.uint8)), orientation), orientation)
+    pixels, size = load_sized(data, spec)
+    assert size == turned.size
+    left, top, right, bottom = shown_box(size, spec)
+    cell_x, cell_y = (right - left) / 16, (bottom - top) / 16
+    for row, column in ((2, 2), (2, 13), (13, 2), (13, 13)):
+        found = pixels[:2, row, column] / 255 * size
+        wanted = (left + (column + 0.5) * cell_x, top + (row + 0.5) * cell_y)
+        assert found == pytest.approx(wanted, abs=1 + 0.01 * max(size))
+
+
+def _tagged(image: Image.Image, orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(image, "PNG", exif=exif)
+
+
+def _upright(data: bytes) -> Image.Image:
+    return ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+
+
+def _unturned(image: Image.Image, orientation: int) -> Image.Image:
+    """What a file must store so that its orientation shows `image`."""
+    return _upright(_tagged(image, {6: 8, 8: 6}.get(orientation, orientation)))

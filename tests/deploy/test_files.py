@@ -64,6 +64,13 @@ def test_every_metric_and_label_that_is_asked_for_is_exported(query: str) -> Non
     assert grouped <= {"le", "instance"}.union(*(known[name] for name in names))
 
 
+def test_the_dashboard_shows_every_metric_of_the_service() -> None:
+    shown = {name for p in PANELS for t in p["targets"] for name in re.findall(r"\balignet_\w+", t["expr"])}
+    families = {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in shown}
+    ours = {family.name for family in Metrics().registry.collect() if family.name.startswith("alignet_")}
+    assert ours - families == set()
+
+
 def test_promtool_takes_every_query_of_the_dashboard(tmp_path: Path) -> None:
     promtool = need("promtool")
     exprs = [

@@ -29,6 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="run folder to make or to continue")
     parser.add_argument("--device", default="cpu", help="`cuda` is each process's own GPU")
     parser.add_argument("--branches", nargs="+", metavar="MODEL", help="one backbone, or the branches of an ensemble")
+    parser.add_argument("--train-trials", type=int, help="judgments to learn from; all there are if not given")
     parser.add_argument("--random-weights", action="store_true", help="start from random weights")
     options.add_options(parser, Shape, but=("branches",))
     options.add_options(parser, GeneratorConfig, but=("seed",))
@@ -48,6 +49,7 @@ def do(args: argparse.Namespace) -> None:
         pretrained=recipe.pretrained and not args.random_weights,
         generator=options.override(args, recipe.generator, but=("seed",)),
         training=options.override(args, recipe.training),
+        train_trials=recipe.train_trials if args.train_trials is None else args.train_trials,
     )
     with processes(args.device) as device:
         trials = read_trials(args.trials, recipe.generator, recipe.seed)

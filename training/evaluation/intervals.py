@@ -15,6 +15,19 @@ from training.evaluate import Estimate
 Matrix = NDArray[np.float64]
 
 
+class Drawn(Estimate):
+    """An estimate that still has the samples [repetitions] of its interval, NaN where the statistic is not defined.
+
+    They are no field: what is written of an estimate is its value and interval.
+    """
+
+    samples: Matrix
+
+    def __init__(self, value: float, low: float, high: float, n: int, samples: Matrix) -> None:
+        super().__init__(value, low, high, n)
+        object.__setattr__(self, "samples", samples)
+
+
 def mean_over_items(scores: NDArray[np.floating], repetitions: int, seed: int) -> Estimate:
     """Mean of one score an item [n], items drawn with replacement. Two calls with one seed draw the same items.
 
@@ -37,7 +50,7 @@ def over_items(n: int, statistic: Callable[[NDArray[np.int64]], float], repetiti
         raise ValueError(f"the statistic of {n} items is {value}; are they all equal?")
     rng = np.random.default_rng(seed)
     samples = np.array([statistic(rng.integers(n, size=n)) for _ in range(repetitions)])
-    return _estimate(value, samples, n)
+    return of_samples(value, samples, n)
 
 
 def concept_weights(concepts: NDArray[np.int64], repetitions: int, seed: int) -> Iterator[Matrix]:
@@ -80,7 +93,7 @@ def over_concepts(
         raise ValueError(f"a statistic of {len(concepts)} triplets is not finite; do all scores or entropies agree?")
     samples = np.array([[s(w) for s in statistics] for w in concept_weights(concepts, repetitions, seed)])
     n = len(np.unique(concepts))
-    return [_estimate(value, column, n) for value, column in zip(values, samples.T, strict=True)]
+    return [of_samples(value, column, n) for value, column in zip(values, samples.T, strict=True)]
 
 
 def weighted_mean(scores: Matrix) -> Weighted:
@@ -107,7 +120,8 @@ def minus(first: Weighted, second: Weighted) -> Weighted:
     return lambda weights: first(weights) - second(weights)
 
 
-def _estimate(value: float, samples: Matrix, n: int) -> Estimate:
+def of_samples(value: float, samples: Matrix, n: int) -> Drawn:
+    """A statistic, the percentiles of its samples, and the number of items behind it."""
     finite = samples[np.isfinite(samples)]
     low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (value, value)
-    return Estimate(float(value), float(low), float(high), n)
+    return Drawn(float(value), float(low), float(high), n, samples)

@@ -12,7 +12,7 @@ import numpy as np
 
 from training import evaluate
 from training.evaluation.concepts import concept_data, judged_concepts
-from training.evaluation.odd_one_out import read_choices
+from training.evaluation.odd_one_out import RESPONSES, read_choices
 from training.evaluation.result import NotHere, Plot, Result, Row, Setting
 from training.evaluation.subjects import identity_hash
 from training.probe_grid import Grid, probe
@@ -55,7 +55,9 @@ def linear_probe(setting: Setting) -> Result:
 def _choices(setting: Setting, concepts: np.ndarray) -> tuple[np.ndarray, str]:
     """Choices [n, 3] as positions among the concepts, odd one last, and where they come from."""
     data, number = concept_data(setting.data), {int(c): i for i, c in enumerate(concepts)}
-    for choices in read_choices(setting.data, data)[1:]:
+    for choices in read_choices(setting.data, data):
+        if choices.source == RESPONSES:  # of a test set: never learned from
+            continue
         covered = np.isin(choices.objects, concepts).all(1)
         objects, counts = choices.objects[covered], choices.counts[covered]
         which, odd = np.repeat(np.arange(len(counts)), counts.sum(1)), []

@@ -13,6 +13,7 @@ here one is drawn at random for each place of each triplet.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ from training.vice_data import agreement, read_triplets
 JUDGED_BY: tuple[Kernel, ...] = ("dot", "cosine")
 HEADLINE = "dot, strict"
 """The setting that tables begin with."""
+RESPONSES = "human_test_responses.csv"
 MIN_TRIPLETS = 30
 """Triplets of a category below which nothing is said about it."""
 
@@ -92,7 +94,9 @@ def read_choices(folder: Path, data: Data) -> list[Choices]:
     Raises:
         ValueError: a file is wrong, or its odd one stands first where the official files have it last.
     """
-    found = [count_choices(data.responses.concepts, data.responses.odd, "human_test_responses.csv")]
+    found = []
+    if len(data.responses.odd):
+        found.append(count_choices(data.responses.concepts, data.responses.odd, RESPONSES))
     files = [p for p in sorted((folder / "things/triplets").glob("*")) if p.suffix in (".npy", ".txt")]
     for file in files:
         rows = read_triplets(file, len(data.vice), odd="last")
@@ -190,7 +194,10 @@ def vice_agreement(setting: Setting) -> Result:
     out = Result(notes=_judged_note(setting, drawn))
     p = triplets.odd_probabilities(drawn.vice)
     for kernel in JUDGED_BY:
-        scores = {name: _vice_scores(similarities(x, drawn.photos, kernel), p) for name, x in vectors.items()}
+        scores = {
+            name: vice_scores(triplets.odd_one_out(similarities(x, drawn.photos, kernel)), p)
+            for name, x in vectors.items()
+        }
         out.rows += score_rows(scores, drawn.concepts, setting, f"{kernel}, strict")
     top = intervals.over_concepts(drawn.concepts, [intervals.weighted_mean(p.max(1))], c.repetitions, c.seed)[0]
     out.rows.append(Row("expected human agreement", PEOPLE, top, setting="VICE's own choice"))
@@ -226,9 +233,8 @@ def score_rows(
     return [Row(f, m, e, group, label) for (f, m, _), e in zip(keys, estimates, strict=True)]
 
 
-def _vice_scores(sims: NDArray[np.float64], p: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Per-triplet scores of a model's similarities [t, 3] against VICE's odd probabilities [t, 3]."""
-    odd = triplets.odd_one_out(sims)
+def vice_scores(odd: NDArray[Any], p: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Per-triplet scores of choices [t], TIE for none, against VICE's odd probabilities [t, 3]."""
     chosen = np.where(odd == triplets.TIE, 0.0, np.take_along_axis(p, np.maximum(odd, 0)[:, None], 1)[:, 0])
     return {"agreement with VICE": (odd == p.argmax(1)).astype(np.float64), "expected human agreement": chosen}
 

@@ -2,11 +2,13 @@
 
 import io
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
+from PIL import Image
 
 from training.evaluation.result import PEOPLE, Plot, Row
 
@@ -20,22 +22,45 @@ def colours(models: Sequence[str]) -> dict[str, str]:
     return {model: PALETTE[i % len(PALETTE)] for i, model in enumerate(models)}
 
 
-def draw(plot: Plot, rows: Sequence[Row], models: Sequence[str]) -> str | None:
-    """SVG of a plot; None where there is nothing to draw. `pairs` are no drawing, see `training.evaluation.report`."""
+Style = AbstractContextManager[None]
+
+
+def _style(title: str) -> Style:
+    # The salt makes identifiers inside an SVG the same for the same plot.
+    return rc_context({"svg.hashsalt": title, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def figure_of(plot: Plot, rows: Sequence[Row], models: Sequence[str]) -> Figure | None:
+    """A plot, drawn; None where there is nothing to draw. `pairs` are no drawing, see `training.evaluation.report`."""
     drawers: dict[str, Callable[[Plot, Sequence[Row], Sequence[str]], Figure | None]] = {
         "bars": _bars,
         "lines": _lines,
         "map": _map,
         "heatmap": _heatmap,
     }
-    with rc_context({"svg.hashsalt": plot.title, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with _style(plot.title):
         figure = drawers[plot.kind](plot, rows, models)
-        if figure is None:
-            return None
+    if figure is not None:
         figure.suptitle(plot.title, fontsize=10)
-        stream = io.StringIO()
+    return figure
+
+
+def svg(figure: Figure, salt: str) -> str:
+    """The figure as SVG, the same bytes for the same figure."""
+    stream = io.StringIO()
+    with _style(salt):
         figure.savefig(stream, format="svg", metadata={"Date": None}, bbox_inches="tight")
     return stream.getvalue()
+
+
+def png(figure: Figure, dpi: int) -> bytes:
+    """The figure as PNG of few colours: small, whatever the number of its points."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None}, bbox_inches="tight")
+    small = io.BytesIO()
+    with Image.open(stream) as drawn:
+        drawn.convert("RGB").quantize(64, Image.Quantize.MEDIANCUT).save(small, "PNG", optimize=True)
+    return small.getvalue()
 
 
 def _bars(plot: Plot, rows: Sequence[Row], models: Sequence[str]) -> Figure | None:
@@ -106,9 +131,16 @@ def _lines(plot: Plot, _: Sequence[Row], models: Sequence[str]) -> Figure | None
     return drawing
 
 
-def _map(plot: Plot, *_: Any) -> Figure | None:
+def _in_order(panels: dict[str, Any], models: Sequence[str]) -> dict[str, Any]:
+    """Panels of models in their order, whatever order a stored result has, then others."""
+    return {
+        name: panels[name] for name in [*[m for m in models if m in panels], *[n for n in panels if n not in models]]
+    }
+
+
+def _map(plot: Plot, _: Sequence[Row], models: Sequence[str]) -> Figure | None:
     """Points of each model in its own panel, one colour a class."""
-    panels = plot.values["points"]
+    panels = _in_order(plot.values["points"], models)
     classes = plot.values["classes"]
     names = list(dict.fromkeys(classes))
     shades = colormaps["tab20"](np.linspace(0, 1, max(2, len(names))))
@@ -125,9 +157,9 @@ def _map(plot: Plot, *_: Any) -> Figure | None:
     return drawing
 
 
-def _heatmap(plot: Plot, *_: Any) -> Figure | None:
+def _heatmap(plot: Plot, _: Sequence[Row], models: Sequence[str]) -> Figure | None:
     """A matrix for each model, one colour scale for all."""
-    panels, names = plot.values["matrices"], plot.values["names"]
+    panels, names = _in_order(plot.values["matrices"], models), plot.values["names"]
     limit = max(abs(v) for matrix in panels.values() for row in matrix for v in row) or 1.0
     side = min(5.5, 1.6 + 0.16 * len(names))
     drawing = Figure(figsize=(side * len(panels) + 1.2, side))
@@ -141,17 +173,18 @@ def _heatmap(plot: Plot, *_: Any) -> Figure | None:
     return drawing
 
 
-def overview(rows: Sequence[Row], models: Sequence[str], title: str) -> str | None:
-    """Differences to the reference, one line each, in units of the figure; None where there is no second model."""
+def overview(rows: Sequence[Row], title: str) -> Figure | None:
+    """Differences, one line a figure, in units of the figure; None where there is no second model."""
     shown = [row for row in rows if row.is_difference]
     if not shown:
         return None
     labels = list(dict.fromkeys(_label(row) for row in shown))
-    drawing = Figure(figsize=(6.5, 0.8 + 0.3 * len(labels) * max(1, (len(models) - 1) / 2)))
+    apart = len({row.model for row in shown})
+    drawing = Figure(figsize=(6.5, 0.8 + 0.3 * len(labels) * max(1, apart / 2)))
     axes = drawing.subplots()
-    others: dict[str, Any] = {model: colours(models)[model] for model in models[1:]}
+    others = {name: PALETTE[(i + 1) % len(PALETTE)] for i, name in enumerate(dict.fromkeys(row.model for row in shown))}
     for k, (model, colour) in enumerate(others.items()):
-        mine = [row for row in shown if row.model.startswith(f"{model} - ")]
+        mine = [row for row in shown if row.model == model]
         y = np.array([labels.index(_label(row)) for row in mine]) + 0.22 * (k - (len(others) - 1) / 2)
         value = np.array([row.estimate.value for row in mine])
         spread = np.abs(
@@ -161,13 +194,10 @@ def overview(rows: Sequence[Row], models: Sequence[str], title: str) -> str | No
     axes.axvline(0, color=PEOPLE_COLOUR, linewidth=0.8)
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
-    axes.set_xlabel(f"difference to {models[0]}")
+    axes.set_xlabel("difference")
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     drawing.suptitle(title, fontsize=10)
-    stream = io.StringIO()
-    with rc_context({"svg.hashsalt": title, "font.size": 9}):
-        drawing.savefig(stream, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    return stream.getvalue()
+    return drawing
 
 
 def _label(row: Row) -> str:

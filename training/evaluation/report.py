@@ -9,7 +9,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from training.evaluation import plots
+from training.evaluation.claims import verdicts
 from training.evaluation.result import PEOPLE, Plot, Result, Row
 from training.stage import whole, write_json
 
@@ -18,6 +21,7 @@ LOWER_IS_BETTER = frozenset(
 )
 NEUTRAL = frozenset({"temperature", "images judged"})
 """Figures of which neither direction is good: their differences get no colour."""
+DPI = 110
 LONG = 14
 """Rows of a table that is folded away."""
 
@@ -112,6 +116,7 @@ def page(report: Report) -> str:
         _models(report),
         _notes(report.notes),
         _overview(report, done),
+        _claims([row for section in done if section.result is not None for row in section.result.rows]),
     ]
     parts += [_section(section, report.models) for section in done]
     if left_out := [s for s in report.sections if s.result is None]:
@@ -126,7 +131,9 @@ def _models(report: Report) -> str:
     shades = plots.colours(report.models)
     rows = []
     for i, (name, identity) in enumerate(report.about_models.items()):
-        made_of = ", ".join(f"{k} {_short(v)}" for k, v in identity.items() if v is not None)
+        parts = identity.get("splits", [identity])
+        own = parts[0] if len(parts) == 1 else {"splits": len(parts)} | dict.fromkeys(parts[0], "")
+        made_of = ", ".join(f"{k} {_short(v)}".strip() for k, v in own.items() if v is not None)
         role = "reference" if i == 0 else ""
         swatch = f'<span class="swatch" style="background:{shades[name]}"></span>'
         rows.append(f"<tr><td>{swatch}{escape(name)}</td><td>{role}</td><td>{escape(made_of)}</td></tr>")
@@ -140,6 +147,18 @@ def _short(value: Any) -> str:
 
 def _notes(notes: Sequence[str]) -> str:
     return f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>' if notes else ""
+
+
+def _claims(rows: Sequence[Row]) -> str:
+    found = verdicts(rows)
+    if not found:
+        return ""
+    lines = [
+        f"<tr><td>{escape(one.claim.says)}</td><td>{escape(one.row.figure)}</td><td>{escape(one.row.group)}</td>"
+        f"<td>{escape(one.row.model)}</td><td>{_cell(one.row)}</td><td>{escape(one.outcome)}</td></tr>"
+        for one in found
+    ]
+    return f"<h2>What the paper says, and what is seen here</h2><table>{''.join(lines)}</table>"
 
 
 def headline_rows(section: Section) -> list[Row]:
@@ -158,10 +177,10 @@ def _overview(report: Report, done: Sequence[Section]) -> str:
     if not rows:
         return ""
     drawn = [row for row in rows if row.unit != "nats"]  # another unit than the rest
-    picture = plots.overview(drawn, report.models, "what changed")
+    picture = plots.overview(drawn, "what changed")
     return (
         "<h2>Overview</h2>"
-        + (f'<div class="plots">{_image(picture)}</div>' if picture else "")
+        + (f'<div class="plots">{_image(picture, "overview")}</div>' if picture else "")
         + table(rows, report.models)
     )
 
@@ -173,8 +192,8 @@ def _section(section: Section, models: Sequence[str]) -> str:
     for plot in result.plots:
         if plot.kind == "pairs":
             pictures.append(_pairs(plot))
-        elif svg := plots.draw(plot, result.rows, models):
-            pictures.append(_image(svg))
+        elif (drawing := plots.figure_of(plot, result.rows, models)) is not None:
+            pictures.append(_image(drawing, plot.title, points=plot.kind == "map"))
     figures = table(result.rows, models)
     if len({(r.figure, r.group, r.setting) for r in result.rows}) > LONG:
         figures = f"<details><summary>all figures</summary>{figures}</details>"
@@ -182,9 +201,10 @@ def _section(section: Section, models: Sequence[str]) -> str:
     return f'{about}<div class="plots">{"".join(pictures)}</div>{figures}{_notes(result.notes)}'
 
 
-def _image(svg: str) -> str:
-    # As an image of its own: identifiers inside one SVG never meet those of another.
-    return f'<img alt="" src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}">'
+def _image(drawing: Figure, title: str, *, points: bool = False) -> str:
+    # As an image of its own: identifiers inside one SVG never meet those of another. Many points are smaller as pixels.
+    kind, data = ("png", plots.png(drawing, DPI)) if points else ("svg+xml", plots.svg(drawing, title).encode())
+    return f'<img alt="{escape(title)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
 
 
 def _pairs(plot: Plot) -> str:
@@ -199,6 +219,7 @@ def table(rows: Sequence[Row], models: Sequence[str]) -> str:
     """A line for each figure, group and setting; a column for each model, people and difference."""
     keys = list(dict.fromkeys((row.figure, row.group, row.setting) for row in rows))
     columns = [m for m in (*models, PEOPLE) if any(row.model == m for row in rows)]
+    columns += [m for m in dict.fromkeys(row.model for row in rows if not row.is_difference) if m not in columns]
     columns += list(dict.fromkeys(row.model for row in rows if row.is_difference))
     at = {(row.figure, row.group, row.setting, row.model): row for row in rows}
     head = "".join(f"<th>{escape(name)}</th>" for name in ("figure", "", "", *columns))

@@ -48,6 +48,8 @@ class Setting:
         features: of any images by any subject.
         constants: of the evaluation.
         held_out: concept numbers to judge, or None for all that have photos.
+        differences: (other, reference) for every difference that is reported; None for all others to the first.
+        wordnet: folder of WordNet's files, or None.
     """
 
     data: Path
@@ -55,6 +57,8 @@ class Setting:
     features: Features
     constants: Constants
     held_out: NDArray[Any] | None = None
+    differences: tuple[tuple[str, str], ...] | None = None
+    wordnet: Path | None = None
 
     def vectors(self, images: Images) -> dict[str, Vectors]:
         """Every subject's features [n, d] of the images, by name."""
@@ -63,6 +67,8 @@ class Setting:
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """(other, reference) for every difference `other - reference` that is reported."""
+        if self.differences is not None:
+            return list(self.differences)
         return [(subject.name, self.subjects[0].name) for subject in self.subjects[1:]]
 
 

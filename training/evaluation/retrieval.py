@@ -6,8 +6,6 @@ image); recall at 1, 5 and 10 both ways, as on Flickr30k (gLocal: cosine of imag
 right answer is its image; an image's is any of its captions.
 """
 
-from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,9 @@ from contract import triplets
 from training.evaluation.image_sets import image_sets
 from training.evaluation.result import NotHere, Plot, Result, Setting
 from training.evaluation.subjects import Vectors
+from training.evaluation.text_tower import text_vectors
 from training.evaluation.transfer import Hits, hit_rows
-from training.images import FileImages, optional, require_present
+from training.images import FileImages, require_present
 from training.tables import read_rows
 
 AT = (1, 5, 10)
@@ -82,7 +81,7 @@ def _with_text(setting: Setting, notes: list[str]) -> list[Any]:
         right = image_of[:, None] == np.arange(len(images))
         to_image, to_text = {}, {}
         for subject in able:
-            x, t = setting.features.of(subject, images), text_vectors(subject.language, tuple(captions))
+            x, t = setting.features.of(subject, images), text_vectors(subject, captions)
             to_image[subject.name] = cross_recall(t, x, right)
             to_text[subject.name] = cross_recall(x, t, right.T)
         rows += hit_rows(to_image, setting, "text to image recall", folder.name)
@@ -100,17 +99,3 @@ def read_captions(folder: Path) -> tuple[FileImages, list[str], NDArray[np.int64
     require_present(images, str(folder / "images"))
     number = {name: i for i, name in enumerate(names)}
     return images, [row["caption"].strip() for row in rows], np.array([number[row["image"]] for row in rows])
-
-
-@cache
-def text_vectors(name: str, captions: Sequence[str]) -> Vectors:
-    """Embeddings [n, d] of captions by open_clip's ARCH/PRETRAINED."""
-    import torch
-
-    open_clip = optional("open_clip")
-    arch, _, tag = (name, "", "") if name.startswith("hf-hub:") else name.partition("/")
-    model = open_clip.create_model(arch, pretrained=tag or None).eval()
-    tokenizer = open_clip.get_tokenizer(arch)
-    with torch.inference_mode():
-        parts = [model.encode_text(tokenizer(list(captions[i : i + 64]))) for i in range(0, len(captions), 64)]
-    return np.asarray(torch.cat(parts).float().numpy(), np.float32)

@@ -37,6 +37,7 @@ from scipy.stats import rankdata, spearmanr
 from contract import triplets
 from contract.triplets import Kernel
 from training.evaluate import Estimate
+from training.evaluation import intervals
 from training.evaluation.concepts import concept_data, draw_photos, judged_concepts
 from training.evaluation.result import PEOPLE, NotHere, Plot, Result, Row, Setting
 from training.evaluation.subjects import Vectors
@@ -155,17 +156,11 @@ def correlation_rows(
     found = correlations(models, people, c.repetitions, c.seed)
     rows = []
     for name, (value, samples) in found.items():
-        rows.append(Row(figure, name, _interval(value, samples, len(people)), group, label, "Spearman"))
+        rows.append(Row(figure, name, intervals.of_samples(value, samples, len(people)), group, label, "Spearman"))
     for a, b in setting.pairs:
-        difference = _interval(found[a][0] - found[b][0], found[a][1] - found[b][1], len(people))
+        difference = intervals.of_samples(found[a][0] - found[b][0], found[a][1] - found[b][1], len(people))
         rows.append(Row(figure, f"{a} - {b}", difference, group, label, "Spearman"))
     return rows
-
-
-def _interval(value: float, samples: Matrix, n: int) -> Estimate:
-    finite = samples[np.isfinite(samples)]
-    low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (value, value)
-    return Estimate(value, float(low), float(high), n)
 
 
 def noise_ceiling(participants: Matrix) -> tuple[float, float]:

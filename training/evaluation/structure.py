@@ -7,9 +7,8 @@ mixed-effects regression has the level as fixed effect (reference: same class) a
 of a pair's first photo; intervals are Wald's of statsmodels' REML fit, where the paper has Satterthwaite's degrees of
 freedom. Intervals of the means are over classes.
 
-The hierarchy is DATA/hierarchy.csv (`label,basic,superordinate`; a row for each label of images.csv, `basic` may be
-empty), or else the THINGS categories: class = concept, superordinate = a category that two concepts share. The paper's
-own mapping of ImageNet onto WordNet categories is not published.
+Living against non-living is the same change for pairs of different classes: both living, neither, or one of them.
+Where the hierarchy comes from: `training.evaluation.hierarchies`.
 """
 
 import base64
@@ -20,80 +19,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from sklearn.decomposition import PCA
-from tqdm import tqdm
 
 from contract import triplets
 from training.evaluate import Estimate
 from training.evaluation import intervals
 from training.evaluation.concepts import concept_data, similarities
-from training.evaluation.image_sets import manifest
+from training.evaluation.hierarchies import LEVELS, Hierarchy, judged_hierarchy
+from training.evaluation.maps import categories, maps
 from training.evaluation.result import NotHere, Plot, Result, Row, Setting
 from training.evaluation.subjects import Vectors
 from training.feeds import random_triplets
 from training.images import Images
-from training.tables import read_rows
 
-LEVELS = ("same class", "same basic", "same superordinate", "different")
+LIVING = ("both living", "both non-living", "living and non-living")
 PER_LEVEL = 5_000
 """Pairs drawn of each level."""
 SHOWN = 8
 """Pairs shown in each direction."""
-MAP_CLASSES, MAP_POINTS = 10, 1_500
 THUMBNAIL = 96
-
-
-@dataclass(frozen=True)
-class Hierarchy:
-    """Where photos belong.
-
-    Attributes:
-        images: all photos.
-        rows: [k] of those that have a place.
-        classes: [k] number of the class.
-        basic: [k] number of the basic category, -1 for none.
-        above: [k] names of the superordinate categories.
-    """
-
-    images: Images
-    rows: NDArray[np.int64]
-    classes: NDArray[np.int64]
-    basic: NDArray[np.int64]
-    above: tuple[frozenset[str], ...]
-
-    def level(self, i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Level [p], a position in `LEVELS`, of pairs of positions i and j."""
-        alike = np.array([bool(self.above[a] & self.above[b]) for a, b in zip(i.tolist(), j.tolist(), strict=True)])
-        basic = (self.basic[i] == self.basic[j]) & (self.basic[i] >= 0)
-        return np.select([self.classes[i] == self.classes[j], basic, alike.astype(bool)], [0, 1, 2], 3)
-
-
-def read_hierarchy(data: Path) -> Hierarchy:
-    """The hierarchy of a data folder, as the module docstring says.
-
-    Raises:
-        NotHere: no hierarchy.csv and no THINGS concepts.
-        ValueError: a label stands twice.
-    """
-    file = data / "hierarchy.csv"
-    if not file.is_file():
-        found = concept_data(data)
-        concept = found.photos.concept
-        above = {int(c): frozenset(found.categories[c] - {""}) for c in found.photos.concepts}
-        rows = np.array([i for i, c in enumerate(concept.tolist()) if c >= 0 and above[c]], np.int64)
-        names = tuple(above[c] for c in concept[rows].tolist())
-        return Hierarchy(found.photos, rows, concept[rows], np.full(len(rows), -1), names)
-    images, _, label = manifest(data / "images.csv")
-    lines = read_rows(file, ("label", "basic", "superordinate"))
-    table = {row["label"]: row for row in lines}
-    if len(table) < len(lines):
-        raise ValueError(f"{file}: {len(lines) - len(table)} labels stand twice.")
-    rows = np.array([i for i, one in enumerate(label) if one in table], np.int64)
-    own = [table[label[i]] for i in rows]
-    number = {name: i for i, name in enumerate(sorted({row["basic"] for row in own} - {""}))}
-    classes = np.unique([row["label"] for row in own], return_inverse=True)[1]
-    basic = np.array([number.get(row["basic"], -1) for row in own], np.int64)
-    return Hierarchy(images, rows, classes, basic, tuple(frozenset({row["superordinate"]} - {""}) for row in own))
 
 
 # --- distances ------------------------------------------------------------------------------------
@@ -153,32 +96,53 @@ def distance(x: Vectors, i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[
 
 def hierarchy_change(setting: Setting) -> Result:
     """Change of standardised distance at each level, its regression, the pairs that changed most, and heat maps."""
-    hierarchy = read_hierarchy(setting.data)
+    hierarchy, notes = judged_hierarchy(setting)
     vectors = {name: x[hierarchy.rows] for name, x in setting.vectors(hierarchy.images).items()}
     pairs = draw_pairs(hierarchy, vectors, setting.constants.seed)
-    c, out = setting.constants, Result()
-    if setting.held_out is not None:
-        out.notes.append("photos of all concepts: those that alignment was trained on, too.")
+    out = Result(notes=notes)
     classes = np.column_stack([hierarchy.classes[pairs.i], hierarchy.classes[pairs.j]])
     for k, level in enumerate(LEVELS):
-        mine = pairs.level == k
-        if not mine.any():
-            continue
-        scores = {name: z[mine] for name, z in pairs.z.items()}
-        scores |= {f"{a} - {b}": scores[a] - scores[b] for a, b in setting.pairs}
-        means = [intervals.weighted_mean(values) for values in scores.values()]
-        estimates = intervals.over_concepts(classes[mine], means, c.repetitions, c.seed)
-        for model, estimate in zip(scores, estimates, strict=True):
-            out.rows.append(Row("standardised distance", model, estimate, level, "cosine", "deviations"))
+        out.rows += _mean_rows(setting, pairs, pairs.level == k, classes, "standardised distance", level)
+    for name, mine in living_parts(hierarchy, pairs).items():
+        out.rows += _mean_rows(setting, pairs, mine, classes, "standardised distance, by life", name)
     for a, b in setting.pairs:
         out.rows += _regression(pairs, pairs.z[a] - pairs.z[b], classes[:, 0], f"{a} - {b}", out.notes)
         out.plots.append(_changed_most(hierarchy, pairs, a, b))
     counts = ", ".join(f"{int((pairs.level == k).sum())} {level}" for k, level in enumerate(LEVELS))
     out.notes.append(f"{len(hierarchy.rows)} photos with a place; pairs: {counts}.")
+    by_life = {"figure": "standardised distance, by life"}
+    out.plots.insert(0, Plot("bars", "Living against non-living, different classes", by_life))
     out.plots.insert(0, Plot("bars", "Distance by level", {"figure": "standardised distance"}))
     out.plots.append(_category_heatmap(hierarchy, pairs))
-    out.plots.append(_pca_map(hierarchy, vectors, c.seed))
     return out
+
+
+def map_photos(setting: Setting) -> Result:
+    """Two-dimensional maps of every model, see `training.evaluation.maps`."""
+    hierarchy, notes = judged_hierarchy(setting)
+    vectors = {name: x[hierarchy.rows] for name, x in setting.vectors(hierarchy.images).items()}
+    return Result(notes=notes, plots=maps(hierarchy, vectors, setting.constants.seed, notes))
+
+
+def living_parts(hierarchy: Hierarchy, pairs: Pairs) -> dict[str, NDArray[np.bool_]]:
+    """Which pairs [p] of different classes are of living things, of others, or of one of each."""
+    i, j = hierarchy.living[pairs.i], hierarchy.living[pairs.j]
+    apart = (pairs.level > 0) & (i >= 0) & (j >= 0)
+    parts = (apart & (i + j == 2), apart & (i + j == 0), apart & (i + j == 1))
+    return dict(zip(LIVING, parts, strict=True))
+
+
+def _mean_rows(
+    setting: Setting, pairs: Pairs, mine: NDArray[np.bool_], classes: NDArray[np.int64], figure: str, group: str
+) -> list[Row]:
+    """Mean standardised distance of some pairs by every model, and its changes; intervals over classes."""
+    if not mine.any():
+        return []
+    c, scores = setting.constants, {name: z[mine] for name, z in pairs.z.items()}
+    scores |= {f"{a} - {b}": scores[a] - scores[b] for a, b in setting.pairs}
+    means = [intervals.weighted_mean(values) for values in scores.values()]
+    estimates = intervals.over_concepts(classes[mine], means, c.repetitions, c.seed)
+    return [Row(figure, model, e, group, "cosine", "deviations") for model, e in zip(scores, estimates, strict=True)]
 
 
 def _regression(
@@ -239,17 +203,9 @@ def _thumbnail(images: Images, row: int) -> dict[str, str]:
     return {"name": Path(images.names[row]).name, "src": source}
 
 
-def _categories(hierarchy: Hierarchy, most: int) -> list[str]:
-    """The categories with the most photos, at least 10, most frequent first."""
-    names = [name for above in hierarchy.above for name in sorted(above)]
-    found, count = np.unique(names, return_counts=True)
-    order = np.argsort(-count, kind="stable")
-    return [str(found[k]) for k in order[:most] if count[k] >= 10]
-
-
 def _category_heatmap(hierarchy: Hierarchy, pairs: Pairs) -> Plot:
     """Mean standardised distance between photos of two categories; 0 where no pair was drawn."""
-    names = _categories(hierarchy, 16)
+    names = categories(hierarchy, 16)
     member = np.array([[name in above for name in names] for above in hierarchy.above], np.float64)
     matrices = {}
     for model, z in pairs.z.items():
@@ -259,20 +215,6 @@ def _category_heatmap(hierarchy: Hierarchy, pairs: Pairs) -> Plot:
         total, n = total + total.T, n + n.T
         matrices[model] = (total / np.maximum(n, 1)).tolist()
     return Plot("heatmap", "Distances between categories", {"names": names, "matrices": matrices, "unit": "deviations"})
-
-
-def _pca_map(hierarchy: Hierarchy, vectors: dict[str, Vectors], seed: int) -> Plot:
-    """Two principal components of unit vectors, photos of the largest categories."""
-    names = _categories(hierarchy, MAP_CLASSES)
-    own = [next((name for name in names if name in above), "") for above in hierarchy.above]
-    rows = np.flatnonzero(np.array(own) != "")
-    rows = np.sort(np.random.default_rng(seed).permutation(rows)[:MAP_POINTS])
-    points = {}
-    for model, x in tqdm(vectors.items(), desc="map", unit="model"):
-        unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        found = PCA(2, random_state=seed).fit_transform(unit[rows].astype(np.float64))
-        points[model] = np.round(found, 4).tolist()
-    return Plot("map", "Principal components, by category", {"points": points, "classes": [own[i] for i in rows]})
 
 
 # --- agreement between models ---------------------------------------------------------------------

@@ -4,6 +4,10 @@
     [NAME=]FOLDER                 of `embed` (features.npy, index.json): the same
     [NAME=]RUN[@SPLIT]            run folder of a teacher recipe: its transform, of all concepts or of one split
     [NAME=]RUN@SPLIT              run folder of a student recipe: the student of one split
+    [NAME=]RUN@all                either of them: every complete split, each judged on its own, figures pooled
+    [NAME=]RUN@base               the network that the run began with
+    [NAME=]RUN@base@DIR[@SPLIT]   its features by the transform DIR/seed-SPLIT.npz, of `align`; SPLIT may be `all`
+    [NAME=]RUN[@before]           run folder of `perceptual`, or a weight of `joint`: as aligned, or as it started
     [NAME=]BUNDLE[@SPACE]         a bundle, through ONNX Runtime; the space `aligned` if none is said
     [NAME=]MODEL[@CHECKPOINT]     a name of the table, timm:NAME or open_clip:ARCH/PRETRAINED; local weights of it
 
@@ -13,8 +17,8 @@ A split has concepts that no stage of that model has seen; the evaluation judges
 import hashlib
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +30,12 @@ from training.align import Transform
 from training.embed import EmbedConfig, extract
 from training.encoders import Encoder
 from training.images import Images, digest_of
+from training.perceptual.embedding import HEAD, SHAPE
 from training.student_model import READOUT, read_student
 
 Vectors = NDArray[np.float32]
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
+ALL, BASE = "all", "base"
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class Subject:
         split: which concepts it has not seen; None if that is not known.
         seen: a sentence where it has seen concepts that it may be judged on.
         language: open_clip's ARCH/PRETRAINED where a text tower belongs to the image encoder.
+        weights: local file that the text tower is read from; None for open_clip's own.
+        splits: the model of each split, where the subject is several (`RUN@all`); such a one has nothing else.
     """
 
     name: str
@@ -65,6 +73,13 @@ class Subject:
     split: Split | None = None
     seen: str = ""
     language: str = ""
+    weights: Path | None = None
+    splits: tuple["Subject", ...] = ()
+
+    def of_split(self, seed: int) -> "Subject":
+        """The model of one split: itself, where it has none."""
+        found = [one for one in self.splits if one.split is not None and one.split.seed == seed]
+        return found[0] if found else self
 
 
 class NoFeatures(ValueError):
@@ -87,7 +102,7 @@ def read_subject(text: str, *, side: int | None = None) -> Subject:
     if path.suffix == ".npy":
         return _stored(name or path.stem, path)
     if path.is_dir():
-        kinds = {MANIFEST: _bundle, "recipe.json": _run, "index.json": _embedded}
+        kinds = {MANIFEST: _bundle, SHAPE: _perceptual, "recipe.json": _run, "index.json": _embedded}
         for file, reader in kinds.items():
             if (path / file).is_file():
                 return reader(name or (f"{path.name}@{part}" if part else path.name), path, part)
@@ -96,11 +111,12 @@ def read_subject(text: str, *, side: int | None = None) -> Subject:
 
 
 def _parted(text: str) -> tuple[str, str]:
-    """(place, part after the last @), where what stands before the @ is a place or a checkpoint comes after it."""
+    """(place, part after an @), where what stands before the @ is a place or a checkpoint comes after it."""
     place, at, part = text.rpartition("@")
-    if at and (Path(part).suffix in CHECKPOINTS or Path(place).is_dir()):
+    if at and Path(part).suffix in CHECKPOINTS:
         return place, part
-    return text, ""
+    cuts = [i for i, letter in enumerate(text) if letter == "@" and Path(text[:i]).is_dir()]
+    return (text[: cuts[0]], text[cuts[0] + 1 :]) if cuts else (text, "")
 
 
 def _stored(name: str, file: Path) -> Subject:
@@ -126,17 +142,80 @@ def _embedded(name: str, folder: Path, part: str) -> Subject:
 
 def _run(name: str, folder: Path, part: str) -> Subject:
     stored = json.loads((folder / "recipe.json").read_text())
-    if part and not part.isdecimal() and part != "final":
-        raise ValueError(f"{folder}@{part}: expected the number of a split, as {folder}@0.")
-    if "student" in stored:
-        return _student(name, folder, part, stored["student"])
-    if "recipe" not in stored:
+    if "student" not in stored and "recipe" not in stored:
         raise ValueError(f"{folder}/recipe.json is of no run that can be evaluated: it has {sorted(stored)}.")
-    split = int(part) if part.isdecimal() else None
+    if part == BASE or part.startswith(f"{BASE}@"):
+        return _base(name, folder, stored, part.partition("@")[2])
+    if part and not part.isdecimal() and part not in ("final", ALL):
+        raise ValueError(f"{folder}@{part}: expected the number of a split, as {folder}@0, or base, all or final.")
+    if "student" in stored:
+        if part == ALL:
+            files = folder.glob("split-*/weights.safetensors")
+            seeds = [int(file.parent.name.removeprefix("split-")) for file in files]
+            return _pooled(name, folder, [_student(name, folder, str(s), stored["student"]) for s in sorted(seeds)])
+        return _student(name, folder, part, stored["student"])
+    if part == ALL:
+        seeds = _seeds(folder / "splits")
+        return _pooled(name, folder, [_teacher(name, folder, str(seed), stored["recipe"]) for seed in seeds])
+    return _teacher(name, folder, part, stored["recipe"])
+
+
+def _seeds(folder: Path) -> list[int]:
+    """Splits whose transforms lie in a folder, ascending."""
+    return sorted(int(file.stem.removeprefix("seed-")) for file in folder.glob("seed-*.npz"))
+
+
+def _pooled(name: str, folder: Path, splits: Sequence[Subject]) -> Subject:
+    if not splits:
+        raise ValueError(f"{folder} has no complete split; finish it with `python -m training run`.")
+    return Subject(name, {"splits": [one.identity for one in splits]}, splits=tuple(splits))
+
+
+def _base(name: str, folder: Path, stored: dict[str, Any], rest: str) -> Subject:
+    """The network that a run began with, or its features by the transforms of a folder."""
+    if "student" in stored:
+        recipe = stored["student"]
+        file, held_out = folder / "base/features.npy", recipe["teacher"]["held_out"]
+        identity: dict[str, Any] = {"model": recipe["model"], "side": recipe["side"]}
+
+        def build_base() -> Encoder:
+            from training.models import build
+
+            return build(recipe["model"], side=recipe["side"], pretrained=recipe.get("pretrained", True))
+
+        encoder: Callable[[], Encoder] = build_base
+    else:
+        recipe = stored["recipe"]
+        file, held_out = folder / "features/features.npy", recipe["held_out"]
+        identity, encoder = {"encoder": recipe["encoder"]}, _builder(recipe["encoder"], None, None)
+    features = _stored(name, file)
+    base = replace(features, identity=features.identity | identity, encoder=encoder)
+    if not rest:
+        return base
+    place, _, part = rest.partition("@")
+    seeds = _seeds(Path(place)) if part in ("", ALL) else [int(part)] if part.isdecimal() else []
+    files = {seed: Path(place) / f"seed-{seed}.npz" for seed in seeds}
+    if not files or not all(one.is_file() for one in files.values()):
+        raise ValueError(f"{place} has no seed-{part or 'N'}.npz; its splits are {_seeds(Path(place))}.")
+    moved = [
+        replace(
+            base,
+            identity=base.identity | {"transform": sha256_of(one)},
+            transform=Transform.load(one),
+            split=Split(held_out, seed),
+        )
+        for seed, one in files.items()
+    ]
+    return _pooled(name, Path(place), moved) if part in ("", ALL) else moved[0]
+
+
+def _teacher(name: str, folder: Path, part: str, recipe: dict[str, Any]) -> Subject:
+    if part == "final":
+        raise ValueError(f"{folder} is a teacher's run; its final transform is {folder} without @final.")
+    split = int(part) if part else None
     file = folder / (f"splits/seed-{split}.npz" if split is not None else "transform.npz")
     if not file.is_file():
         raise ValueError(f"{folder} has no {file.relative_to(folder)}; is the run complete, and the split its own?")
-    recipe = stored["recipe"]
     features = _stored(name, folder / "features/features.npy")
     return Subject(
         name,
@@ -152,7 +231,8 @@ def _run(name: str, folder: Path, part: str) -> Subject:
 
 def _student(name: str, folder: Path, part: str, recipe: dict[str, Any]) -> Subject:
     if not part:
-        raise ValueError(f"{folder} holds a student for each split; say which, as {folder}@{recipe['split_seeds'][0]}.")
+        first = f"{folder}@{recipe['split_seeds'][0]}"
+        raise ValueError(f"{folder} holds a student for each split; say which, as {first}, or take {folder}@all.")
     inside = folder / (part if part == "final" else f"split-{int(part)}")
     weights = inside / "weights.safetensors"
     if not weights.is_file():
@@ -178,6 +258,25 @@ def _student(name: str, folder: Path, part: str, recipe: dict[str, Any]) -> Subj
         split=Split(recipe["teacher"]["held_out"], int(part)) if part != "final" else None,
         seen=f"{name} was trained on all concepts, those it is judged on too" if part == "final" else "",
     )
+
+
+def _perceptual(name: str, folder: Path, part: str) -> Subject:
+    """The embedding of a perceptual or joint alignment; `before` is the one that it started from."""
+    if part not in ("", "before"):
+        raise ValueError(f"{folder} has no part {part!r}; expected {folder} or {folder}@before.")
+    shape = folder / SHAPE
+
+    def build_shape() -> Encoder:
+        from training.perceptual.embedding import read_shape
+        from training.perceptual.run import embedding, read_embedding
+
+        return read_embedding(folder) if not part else embedding(read_shape(shape))
+
+    files = [shape] if part else [shape, *(folder / f for f in ("weights.safetensors", HEAD) if (folder / f).is_file())]
+    if not part and len(files) < 2:
+        raise ValueError(f"{folder} has no weights.safetensors; finish it with `python -m training perceptual`.")
+    seen = "" if part else f"{name} may have been aligned with photos that it is judged on; see its recipe"
+    return Subject(name, {file.name: sha256_of(file) for file in files}, encoder=build_shape, seen=seen)
 
 
 def _bundle(name: str, folder: Path, part: str) -> Subject:
@@ -211,8 +310,14 @@ def _named(name: str, model: str, checkpoint: Path | None, side: int | None) -> 
     identity = {"model": model, "side": side, "checkpoint": None if checkpoint is None else sha256_of(checkpoint)}
     if checkpoint is not None and (readout := _readout(checkpoint)) is not None:
         identity["readout"] = sha256_of(readout)
-    language = rest if library == "open_clip" and checkpoint is None else ""
-    return Subject(name, identity, encoder=_builder(model, checkpoint, side), language=language)
+    language = rest if library == "open_clip" else ""
+    return Subject(
+        name,
+        identity,
+        encoder=_builder(model, checkpoint, side),
+        language=language,
+        weights=checkpoint if language else None,
+    )
 
 
 def _readout(checkpoint: Path) -> Path | None:

@@ -11,28 +11,36 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from contract.bundle import sha256_of
 from training.embed import EmbedConfig
 from training.evaluation import (
+    asked,
+    dense,
+    layers,
     levels,
     linear_probe,
     odd_one_out,
+    perceptual,
+    rag,
     retrieval,
     robustness,
     rsa,
     structure,
+    tip_adapter,
     transfer,
     uncertainty,
 )
+from training.evaluation.concepts import concept_data
+from training.evaluation.hierarchies import WORDNET
+from training.evaluation.pooling import pool
 from training.evaluation.report import Report, Section, write_report
 from training.evaluation.result import Constants, NotHere, Result, Setting
 from training.evaluation.subjects import Features, NoFeatures, Split, Subject, identity_hash
 from training.images import SUFFIXES
-from training.photos import read_photos
 from training.run import split_concepts
 from training.stage import write_json
-from training.things import read_vice
 
-VERSION = 1
+VERSION = 2
 """Of what protocols compute; raised when a stored result would be another today."""
 
 
@@ -44,12 +52,14 @@ class Protocol:
         title, about: for the report.
         run: does it. Raises NotHere where the data lacks what it needs.
         headline: (figure, setting) of the figures for the overview.
+        of_every_split: False where there are no figures to pool, and one split's pictures say what there is to say.
     """
 
     title: str
     about: str
     run: Callable[[Setting], Result]
     headline: tuple[tuple[str, str], ...]
+    of_every_split: bool = True
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -66,6 +76,12 @@ PROTOCOLS: dict[str, Protocol] = {
         "By category: two of a category and an outsider, where VICE says that people find the outsider.",
         odd_one_out.vice_agreement,
         (("agreement with VICE", "dot, strict"), ("expected human agreement", "dot, strict")),
+    ),
+    "vlm": Protocol(
+        "Beside a vision-language model",
+        "The triplets that a vision-language model was asked about, judged by every model.",
+        asked.asked,
+        ((asked.FIGURE, odd_one_out.HEADLINE),),
     ),
     "uncertainty": Protocol(
         "Uncertainty",
@@ -115,6 +131,12 @@ PROTOCOLS: dict[str, Protocol] = {
             ("accuracy, classes not trained on", "1-NN"),
         ),
     ),
+    "tip-adapter": Protocol(
+        "Tip-Adapter",
+        "Few shots added to a model of images and text, without training and with the cache fine-tuned.",
+        tip_adapter.tip_adapter,
+        (("accuracy with text", "zero-shot"), ("accuracy with text", "10 shots, training-free")),
+    ),
     "breeds": Protocol(
         "BREEDS",
         "A readout of superclasses, tested on subclasses that it has not seen.",
@@ -139,11 +161,60 @@ PROTOCOLS: dict[str, Protocol] = {
         retrieval.retrieval,
         (("image to image recall", "at 1"), ("text to image recall", "at 1"), ("image to text recall", "at 1")),
     ),
+    "two-alternative": Protocol(
+        "Two-alternative judgments",
+        "Which of two images looks more like a third: share of judgments that a model makes too, distance 1 - cosine.",
+        perceptual.two_alternative,
+        (("two-alternative accuracy", "all"),),
+    ),
+    "instances": Protocol(
+        "Instance retrieval",
+        "Share of queries with a photo of the same item among the first 1, 3 and 5 of the gallery.",
+        perceptual.instances,
+        (("instance retrieval", "top 1"), ("instance retrieval", "top 5")),
+    ),
+    "counting": Protocol(
+        "Counting",
+        "Number of objects by nearest neighbours, k chosen on the training images.",
+        perceptual.counting,
+        (("MAE of counts", "nearest neighbours"), ("RMSE of counts", "nearest neighbours")),
+    ),
+    "segmentation": Protocol(
+        "Segmentation",
+        "A linear head on frozen patch tokens; Jaccard index, mean over images.",
+        dense.segmentation,
+        (("Jaccard index", "linear head"),),
+    ),
+    "depth": Protocol(
+        "Depth",
+        "A linear head on frozen patch tokens; root mean squared error, mean over images.",
+        dense.depth,
+        (("RMSE of depth", "linear head"),),
+    ),
+    "nearest-examples": Protocol(
+        "Retrieval-augmented classification",
+        "The class that most of a photo's three nearest labelled photos have.",
+        rag.retrieval_augmented,
+        (("retrieval-augmented accuracy", "3 nearest"),),
+    ),
     "hierarchy": Protocol(
         "Hierarchy",
         "How far apart photos of one class, one category and none are, and how that changed.",
         structure.hierarchy_change,
         (("regression of the change", "mixed effects"),),
+    ),
+    "layers": Protocol(
+        "Layer by layer",
+        "How far each block of a network tells categories apart, by the mean of its spatial tokens.",
+        layers.layers,
+        (),
+    ),
+    "maps": Protocol(
+        "Maps",
+        "Photos in the plane, one colour a category.",
+        structure.map_photos,
+        (),
+        of_every_split=False,
     ),
     "agreement": Protocol(
         "Agreement between models",
@@ -154,9 +225,10 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 SUITES: dict[str, tuple[str, ...]] = {
-    "human": ("choices", "vice", "uncertainty", "rsa-vice", "rsa", "levels"),
-    "transfer": ("classification", "breeds", "robustness", "anomaly", "retrieval"),
-    "structure": ("hierarchy", "agreement"),
+    "human": ("choices", "vice", "vlm", "uncertainty", "rsa-vice", "rsa", "levels"),
+    "transfer": ("classification", "tip-adapter", "breeds", "robustness", "anomaly", "retrieval"),
+    "perceptual": ("two-alternative", "instances", "counting", "segmentation", "depth", "nearest-examples"),
+    "structure": ("hierarchy", "layers", "maps", "agreement"),
 }
 SUITES["all"] = tuple(PROTOCOLS)  # the linear probe is in no smaller suite: it takes minutes
 
@@ -182,8 +254,11 @@ def evaluate(
     out: Path,
     constants: Constants | None = None,
     computing: EmbedConfig | None = None,
-) -> Path:
-    """Run a suite and write report.json, report.csv and report.html to `out`; returns the HTML's path.
+    *,
+    differences: Sequence[tuple[str, str]] | None = None,
+    wordnet: Path | None = None,
+) -> Report:
+    """Run a suite, write report.json, report.csv and report.html to `out`, and return what they say.
 
     features/           of every model and set of images, by content and fingerprint
     protocols/*.json    results, each with what it was computed from; kept while that does not change
@@ -195,9 +270,12 @@ def evaluate(
         out: folder to make or to continue.
         constants: of the evaluation.
         computing: how features are computed.
+        differences: (other, reference) by name for every difference to report; None for all others to the first.
+        wordnet: folder with WordNet's data.noun and index.sense, for the hierarchy; None for that of `data`.
 
     Raises:
-        ValueError: two models of one name, models of different splits, or no protocol that this data has all for.
+        ValueError: two models of one name, models of different splits, a difference of models that are not there, or
+            no protocol that this data has all for.
     """
     names = protocols_of(suite)
     _check_subjects(subjects)
@@ -206,52 +284,69 @@ def evaluate(
     for folder in ("features", "protocols"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     constants = constants or Constants()
-    split = _common_split(subjects)
-    setting = Setting(
-        data=data,
-        subjects=tuple(subjects),
-        features=Features(out / "features", computing or EmbedConfig()),
-        constants=constants,
-        held_out=None if split is None else _held_out(data, split),
-    )
+    pairs = _checked_differences(differences, subjects)
+    features = Features(out / "features", computing or EmbedConfig())
+    seeds = _common_seeds(subjects)
+    settings = [
+        Setting(
+            data=data,
+            subjects=tuple(own),
+            features=features,
+            constants=constants,
+            held_out=None if split is None else _held_out(data, split),
+            differences=pairs,
+            wordnet=wordnet,
+        )
+        for own, split in _by_split(subjects, seeds)
+    ]
     made_of = {
         "version": VERSION,
-        "models": {subject.name: subject.identity for subject in subjects},
+        "models": [{subject.name: subject.identity for subject in setting.subjects} for setting in settings],
         "data": data_digest(data, out),
         "constants": asdict(constants),
-        "split": None if split is None else asdict(split),
+        "splits": [None if split is None else asdict(split) for _, split in _by_split(subjects, seeds)],
+        "differences": pairs and [list(pair) for pair in pairs],
+        "wordnet": None if wordnet is None else {name: sha256_of(wordnet / name) for name in WORDNET},
     }
     sections = []
     with tqdm(names, desc="evaluate", unit="protocol") as bar:
         for name in bar:
             bar.set_postfix_str(name)
-            sections.append(_one(name, setting, made_of, out / f"protocols/{name}.json"))
+            sections.append(_one(name, settings, seeds, made_of, out / f"protocols/{name}.json"))
     if all(section.result is None for section in sections):
         why = "; ".join(f"{section.name}: {section.skipped}" for section in sections)
         raise ValueError(f"nothing in {data} to evaluate by {suite}. {why}.")
-    seen = [subject.seen for subject in subjects if subject.seen]
-    about = {"suite": suite, "split": "none" if split is None else f"{split.seed}, {split.held_out:g} held out"}
     report = Report(
         title="Evaluation: " + " against ".join(subject.name for subject in subjects),
         models=tuple(subject.name for subject in subjects),
         about_models={subject.name: subject.identity for subject in subjects},
-        about=about | asdict(constants),
-        notes=tuple(seen),
+        about={"suite": suite, "splits": _said(subjects, seeds)} | asdict(constants),
+        notes=tuple(dict.fromkeys(one.seen for setting in settings for one in setting.subjects if one.seen)),
         sections=tuple(sections),
     )
-    return write_report(report, out)
+    write_report(report, out)
+    return report
 
 
-def _one(name: str, setting: Setting, made_of: dict[str, Any], file: Path) -> Section:
+def _said(subjects: Sequence[Subject], seeds: Sequence[int]) -> str:
+    split = next((own[1] for own in _by_split(subjects, seeds)), None)
+    if split is None:
+        return "none"
+    return f"{', '.join(str(seed) for seed in seeds) or split.seed}, {split.held_out:g} held out of each"
+
+
+def _one(name: str, settings: Sequence[Setting], seeds: Sequence[int], made_of: dict[str, Any], file: Path) -> Section:
     protocol = PROTOCOLS[name]
     head = (name, protocol.title, protocol.about, protocol.headline)
     key = identity_hash(made_of)
     if file.is_file() and (stored := json.loads(file.read_text())).get("key") == key:
         return Section(*head, Result.from_json(stored))
     try:
-        result = protocol.run(setting)
+        results = [protocol.run(setting) for setting in settings[: None if protocol.of_every_split else 1]]
     except (NotHere, NoFeatures) as error:
         return Section(*head, skipped=str(error))
+    c = settings[0].constants
+    result = results[0] if len(settings) == 1 else pool(results, seeds[: len(results)], c.repetitions, c.seed)
     write_json(file, {"key": key, "made_of": made_of} | result.to_json())
     return Section(*head, result)
 
@@ -266,18 +361,52 @@ def _check_subjects(subjects: Sequence[Subject]) -> None:
         raise ValueError(f"a model cannot be called {odd[0]!r}: that is how differences and people are named.")
 
 
-def _common_split(subjects: Sequence[Subject]) -> Split | None:
-    splits = {subject.split for subject in subjects if subject.split is not None}
-    if len(splits) > 1:
-        named = ", ".join(f"{s.name} has {s.split.seed}" for s in subjects if s.split is not None)
-        raise ValueError(f"models of different splits saw different concepts and cannot be compared: {named}.")
-    return next(iter(splits), None)
+def _checked_differences(
+    differences: Sequence[tuple[str, str]] | None, subjects: Sequence[Subject]
+) -> tuple[tuple[str, str], ...] | None:
+    """Raises ValueError naming what is no model of the report."""
+    if differences is None:
+        return None
+    names = [subject.name for subject in subjects]
+    for pair in differences:
+        if unknown := [name for name in pair if name not in names]:
+            raise ValueError(f"no model is called {unknown[0]!r}; models are {', '.join(names)}.")
+    return tuple((a, b) for a, b in differences)
+
+
+def _common_seeds(subjects: Sequence[Subject]) -> list[int]:
+    """Splits that all models of several splits have; empty where no model has several.
+
+    Raises:
+        ValueError: none in common, or a model of a single split stands beside them.
+    """
+    several = [subject for subject in subjects if subject.splits]
+    if not several:
+        return []
+    if single := [subject.name for subject in subjects if subject.split is not None]:
+        raise ValueError(f"{single[0]} is of one split and {several[0].name} of all; give all of both, as RUN@all.")
+    have = {s.name: [one.split.seed for one in s.splits if one.split is not None] for s in several}
+    common = sorted(set.intersection(*map(set, have.values())))
+    if not common:
+        raise ValueError(f"the models have no split in common: {have}.")
+    return common
+
+
+def _by_split(subjects: Sequence[Subject], seeds: Sequence[int]) -> list[tuple[list[Subject], Split | None]]:
+    """(models, their split) for each split to judge; one, perhaps of no split, where no model has several."""
+    out = []
+    for own in [[one.of_split(seed) for one in subjects] for seed in seeds] or [list(subjects)]:
+        splits = {subject.split for subject in own if subject.split is not None}
+        if len(splits) > 1:
+            named = ", ".join(f"{s.name} has {s.split.seed}" for s in own if s.split is not None)
+            raise ValueError(f"models of different splits saw different concepts and cannot be compared: {named}.")
+        out.append((own, next(iter(splits), None)))
+    return out
 
 
 def _held_out(data: Path, split: Split) -> NDArray[np.int64]:
     """Concepts of a run's split; the data folder must be that of the run."""
-    photos = read_photos(data / "images.csv", len(read_vice(data / "things/vice_embedding.npy")))
-    return split_concepts(photos.concepts, split.held_out, split.seed)[1]
+    return split_concepts(concept_data(data).photos.concepts, split.held_out, split.seed)[1]
 
 
 def data_digest(data: Path, out: Path) -> str:

@@ -19,7 +19,14 @@ from scipy.stats import rankdata
 from contract import triplets
 from training.evaluate import Estimate
 from training.evaluation import intervals
-from training.evaluation.concepts import concept_data, similarities, temperature_on, vice_triplets
+from training.evaluation.concepts import (
+    concept_data,
+    draw_photos,
+    judged_concepts,
+    similarities,
+    temperature_on,
+    vice_triplets,
+)
 from training.evaluation.intervals import Weighted
 from training.evaluation.odd_one_out import read_choices
 from training.evaluation.result import PEOPLE, Plot, Result, Row, Setting
@@ -28,6 +35,8 @@ Matrix = NDArray[np.float64]
 BINS = 15
 EDGES = np.linspace(1 / 3, 1, BINS + 1)
 DECILES = 10
+ASKED, FEWEST = 4, 10
+"""People who judged a triplet, and triplets, below which nothing is said about disagreement."""
 
 
 def uncertainty(setting: Setting) -> Result:
@@ -54,7 +63,7 @@ def uncertainty(setting: Setting) -> Result:
     out.rows += [
         Row(f, m, e, "", "dot", units.get(f, "fraction")) for (f, m, _), e in zip(keys, estimates, strict=True)
     ]
-    out.rows += _people(setting)
+    out.rows += _people(setting) + _disagreement(setting, out.notes)
     diagonal = {"label": "perfect", "x": [1 / 3, 1.0], "y": [1 / 3, 1.0]}
     out.plots += [
         Plot(
@@ -115,7 +124,7 @@ def reliability_curve(p: Matrix, q: Matrix) -> dict[str, list[float]]:
     n = np.bincount(which, minlength=BINS)
     full = n > 0
     x, y = (np.bincount(which, values, minlength=BINS)[full] / n[full] for values in (confidence, expected))
-    return {"x": x.tolist(), "y": y.tolist(), "n": n[full].tolist()}
+    return {"x": x.tolist(), "y": y.tolist(), "n": n[full].tolist(), "bin": np.flatnonzero(full).tolist()}
 
 
 def entropy_to_agreement(p: Matrix, q: Matrix) -> dict[str, list[float]]:
@@ -131,8 +140,8 @@ def _people(setting: Setting) -> list[Row]:
     data, c = concept_data(setting.data), setting.constants
     rows = []
     for choices in read_choices(setting.data, data):
-        several = choices.counts.sum(1) >= 4
-        if several.sum() < 10:
+        several = choices.counts.sum(1) >= ASKED
+        if several.sum() < FEWEST:
             continue
         counts = choices.counts[several]
         disagreement = triplets.entropy(counts / counts.sum(1, keepdims=True))
@@ -140,6 +149,33 @@ def _people(setting: Setting) -> list[Row]:
         h = triplets.entropy(triplets.pair_probabilities(triplets.pair_similarities(data.vice[objects])))
         estimate = _rank_correlation(rankdata(h), rankdata(disagreement), c.repetitions, c.seed)
         rows.append(Row("entropy of VICE with disagreement", PEOPLE, estimate, choices.source, "dot", "Spearman"))
+    return rows
+
+
+def _disagreement(setting: Setting, notes: list[str]) -> list[Row]:
+    """How well a model's entropy tells real disagreement, at its temperature on these triplets; by dot product."""
+    data, c, judged = concept_data(setting.data), setting.constants, judged_concepts(setting)
+    rows = []
+    for choices in read_choices(setting.data, data):
+        kept = (choices.counts.sum(1) >= ASKED) & np.isin(choices.objects, judged).all(1)
+        if kept.sum() < FEWEST:
+            several = f"{int(kept.sum())} triplets that several people judged have photos that may be judged"
+            notes.append(f"{choices.source}: {several}; model entropy against human disagreement needs {FEWEST}.")
+            continue
+        counts, objects = choices.counts[kept], choices.objects[kept]
+        share = counts / counts.sum(1, keepdims=True)
+        with np.errstate(divide="ignore"):
+            log_p = np.log(share[:, ::-1])  # objects 0, 1, 2 to pairs 01, 02, 12
+        photos, disagreement = draw_photos(data, objects, c.seed), rankdata(triplets.entropy(share))
+        ranks = {}
+        for name, x in setting.vectors(data.photos).items():
+            sims = similarities(x, photos, "dot")
+            ranks[name] = rankdata(
+                triplets.entropy(triplets.pair_probabilities(sims, temperature_on(sims, log_p, name)))
+            )
+        for name, own in ranks.items():
+            estimate = _rank_correlation(own, disagreement, c.repetitions, c.seed)
+            rows.append(Row("entropy with human disagreement", name, estimate, choices.source, "dot", "Spearman"))
     return rows
 
 

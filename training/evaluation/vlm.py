@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def _ask_all(drawn: ConceptTriplets, images: Images, file: Path, config: VlmConf
     ):
         for k in range(len(done), len(drawn.photos)):
             rows = drawn.photos[k].tolist()
-            answer = _ask([_picture(images, row, config.side) for row in rows], config)
+            answer = ask([PROMPT, *(picture(images, row, config.side) for row in rows)], config)
             choice = parse_answer(answer)
             photos = [images.names[row] for row in rows]
             line = {"concepts": drawn.concepts[k].tolist(), "photos": photos, "answer": answer, "choice": choice}
@@ -145,7 +145,8 @@ def _answers(file: Path) -> Iterator[int]:
         yield int(json.loads(line)["choice"])
 
 
-def _picture(images: Images, row: int, side: int) -> str:
+def picture(images: Images, row: int, side: int) -> str:
+    """A row as a JPEG data URI, its longer side at most so many pixels."""
     with Image.open(io.BytesIO(images.read(row))) as opened:
         small = ImageOps.exif_transpose(opened).convert("RGB")
         small.thumbnail((side, side))
@@ -154,10 +155,18 @@ def _picture(images: Images, row: int, side: int) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _ask(pictures: list[str], config: VlmConfig) -> str:
-    """One answer. Raises ValueError with what the endpoint said when it refuses, or is not reached again and again."""
-    content: list[dict[str, Any]] = [{"type": "text", "text": PROMPT}]
-    content += [{"type": "image_url", "image_url": {"url": picture}} for picture in pictures]
+def ask(parts: list[str], config: VlmConfig) -> str:
+    """One answer to texts and pictures (data URIs), in their order.
+
+    Raises:
+        ValueError: with what the endpoint said when it refuses, or is not reached again and again.
+    """
+    content: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": part}}
+        if part.startswith("data:")
+        else {"type": "text", "text": part}
+        for part in parts
+    ]
     message = {"role": "user", "content": content}
     body = {"model": config.model, "messages": [message], "temperature": 0, "max_tokens": config.tokens}
     headers = {"Content-Type": "application/json"}
@@ -200,7 +209,7 @@ def _summary(drawn: ConceptTriplets, choices: list[int], config: VlmConfig) -> d
     estimates = intervals.over_concepts(
         drawn.concepts, [intervals.weighted_mean(s) for s in scores.values()], config.repetitions, config.seed
     )
-    figures = {name: vars(e) for name, e in zip(scores, estimates, strict=True)}
+    figures = {name: asdict(e) for name, e in zip(scores, estimates, strict=True)}
     positions = [int((odd == k).sum()) for k in range(3)]
     return {
         "model": config.model,

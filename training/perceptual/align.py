@@ -5,6 +5,7 @@
     OUT/log.jsonl              a line a step
     OUT/validation.jsonl       a line a validation: before the first step and at every checkpoint
     OUT/best/                  the best weights so far, until the end
+    OUT/strength-STEP/         weights and shape after so many steps, of the steps in `strengths`
     OUT/weights.safetensors    the best weights, adapters merged; written last, so a folder that has it is complete
     OUT/embedding.json, mlp_head.safetensors    how the embedding is put together, and its head if it has one
 
@@ -13,23 +14,23 @@ A run is resumed exactly, as a distillation is: the same trainer takes the steps
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from training.distill import Load, Log, take_steps
 from training.encoders import Encoder, weights_digest
+from training.feeds import Feed, Step
 from training.images import digest_of
 from training.perceptual.embedding import HEAD, SHAPE, Shape, write_shape
-from training.perceptual.objective import Perceptual, PerceptualConfig, hinge, trial_distances, trial_feed
+from training.perceptual.objective import Perceptual, PerceptualConfig, step_of, trial_feed
 from training.perceptual.trials import Trials
 from training.processes import place
 from training.stage import claim
 from training.student_model import READOUT, load_weights
-from training.trainer import Trainer
+from training.trainer import Objective, Trainer
 
 VALIDATION_BATCH = 64
 """Images embedded at once in a validation."""
@@ -63,24 +64,60 @@ def align(
     """
     train, val = (trials.of_split(split).decided() for split in ("train", "val"))
     feed = trial_feed(train, batch=config.batch, seed=config.feed_seed)
+    learn(
+        encoder,
+        shape,
+        Lesson(Perceptual(config.margin), feed, step_of(val), load, trials_digests(trials)),
+        config,
+        out,
+        device=device,
+    )
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What an alignment learns from.
+
+    Attributes:
+        objective: of a step and its embeddings.
+        feed: the steps.
+        validation: one step of what training does not see; weights with the least loss on it are kept.
+        load: rows to pixels, or to features where the encoder has a head.
+        inputs: digests of all that the steps are made of.
+    """
+
+    objective: Objective
+    feed: Feed
+    validation: Step
+    load: Load
+    inputs: dict[str, str]
+
+
+def learn(
+    encoder: Encoder, shape: Shape, lesson: Lesson, config: PerceptualConfig, out: Path, *, device: str = "cpu"
+) -> None:
+    """Take the steps of a lesson, or go on with them, and leave the best weights in the encoder and in `out`.
+
+    Args and errors are those of `align`.
+    """
     out.mkdir(parents=True, exist_ok=True)
     here = place()
     if here.rank == 0:
         # How many processes there are, and how they share the model, is no identity: see `training.distill`.
         same = {"microbatch": None, "parallel": "ddp"}
-        inputs = {"encoder": weights_digest(encoder.module)} | trials_digests(trials)
+        inputs = {"encoder": weights_digest(encoder.module)} | lesson.inputs
         identity = {"config": asdict(config) | same, "shape": asdict(shape), "inputs": inputs}
         claim(out / "config.json", identity, ("numpy", "peft", "timm", "torch"))
         write_shape(shape, out / SHAPE)
     here.wait()
     if not (out / "weights.safetensors").exists():
-        trainer = Trainer(encoder, Perceptual(config.margin), config, device)
+        trainer = Trainer(encoder, lesson.objective, config, device)
         start = trainer.resume(out / "checkpoint.pt")
-        validation = _Validation(trainer, val, load, config, out, start)
+        validation = _Validation(trainer, lesson, shape, config, out, start)
         if not start and not validation.lines:
             validation(0)
         if not validation.spent:
-            take_steps(trainer, feed, load, out, start, "perceptual", validation)
+            take_steps(trainer, lesson.feed, lesson.load, out, start, "perceptual", validation)
         if here.rank == 0:
             _finish(out)
         here.wait()
@@ -97,19 +134,16 @@ def trials_digests(trials: Trials) -> dict[str, str]:
 
 
 class _Validation:
-    """Loss and accuracy on the split `val`; keeps the best weights, and says when there has been no better for long.
+    """The loss of the lesson's validation step; keeps the best weights, and says when there was no better for long.
 
     Lines after the checkpoint that a run resumes from are cut off; the steps behind them are taken again alike, and
     the weights that `best` may hold already are written again.
     """
 
     def __init__(
-        self, trainer: Trainer, trials: Trials, load: Load, config: PerceptualConfig, out: Path, start: int
+        self, trainer: Trainer, lesson: Lesson, shape: Shape, config: PerceptualConfig, out: Path, start: int
     ) -> None:
-        self.trainer, self.load, self.config, self.out = trainer, load, config, out
-        self.rows, index = np.unique(trials.index, return_inverse=True)
-        self.index = torch.from_numpy(index.reshape(-1, 3))
-        self.votes = torch.from_numpy(trials.votes)
+        self.trainer, self.lesson, self.shape, self.config, self.out = trainer, lesson, shape, config, out
         file = out / "validation.jsonl"
         read = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         done = [line for line in read if line["step"] <= start] if start else []
@@ -130,18 +164,26 @@ class _Validation:
 
     def __call__(self, step: int) -> bool:
         """Validate after so many steps; False where that is to be the last."""
-        vectors = self.trainer.embed(self.rows, self.load, VALIDATION_BATCH).double()
-        distance = trial_distances(vectors, self.index)
-        right = ((distance[:, 1] < distance[:, 0]) == (self.votes > 0.5)).double()
-        right[distance[:, 0] == distance[:, 1]] = 0.5
-        loss = hinge(distance, self.votes, self.config.margin).item()
-        self.lines.append({"step": step, "loss": loss, "accuracy": right.mean().item()})
+        step_shown = self.lesson.validation
+        vectors = self.trainer.embed(step_shown.rows, self.lesson.load, VALIDATION_BATCH).double()
+        loss, figures = self.trainer.objective(step_shown, [vectors])
+        self.lines.append({"step": step, "loss": loss.item(), **figures})
         if self.log is not None:
-            self.log.write(step, {"loss": loss, "accuracy": right.mean().item()})
+            self.log.write(step, {"loss": loss.item(), **figures})
         if self.best == len(self.lines) - 1:
             (self.out / "best").mkdir(exist_ok=True)
             self.trainer.write(self.out / "best")
+        if step in self.config.strengths:
+            folder = strength_folder(self.out, step)
+            folder.mkdir(exist_ok=True)
+            write_shape(self.shape, folder / SHAPE)
+            self.trainer.write(folder)
         return not self.spent
+
+
+def strength_folder(out: Path, step: int) -> Path:
+    """Where the weights after so many steps are kept."""
+    return out / f"strength-{step:06d}"
 
 
 def _finish(out: Path) -> None:

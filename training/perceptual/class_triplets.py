@@ -1,5 +1,7 @@
 """Class triplets: two images of a class and one of another, the control that no person has judged."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,9 +50,9 @@ def class_triplets(images: Images, source: str, *, trials: int = 20_000, seed: i
     )
 
 
-def split_images(n: int, seed: int) -> NDArray[np.str_]:
-    """The split of each of n images, at random in the shares of `SHARES`."""
-    ends = np.round(np.cumsum(SHARES) * n).astype(int)
+def split_images(n: int, seed: int, shares: Sequence[float] = SHARES) -> NDArray[np.str_]:
+    """The split of each of n images, at random in these shares."""
+    ends = np.round(np.cumsum(shares) * n).astype(int)
     position = np.random.default_rng(seed).permutation(n)
     return np.array(SPLITS)[np.searchsorted(ends, position, side="right")]
 

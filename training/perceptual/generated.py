@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from training.images import Images
-from training.perceptual.class_triplets import split_images
+from training.perceptual.class_triplets import SHARES, split_images
 from training.perceptual.distortions import COUNTS, DISTORTIONS, KINDS, pasted
 from training.perceptual.trials import SPLITS, Trials
 
@@ -33,6 +33,7 @@ class GeneratorConfig:
         own_draw: each alternative has a place, field or direction of its own; the answer is then the grade alone, and
             trials are harder. False changes nothing but the strength.
         longest: side that images are shrunk to first, in pixels, the reference too.
+        shares: of the images, in training, validation and test.
         seed: of all that is drawn.
     """
 
@@ -42,6 +43,7 @@ class GeneratorConfig:
     gap: tuple[float, ...] = (0.15, 0.4)
     own_draw: bool = False
     longest: int = 256
+    shares: tuple[float, ...] = SHARES
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -55,6 +57,8 @@ class GeneratorConfig:
             )
         if self.per_image < 1 or self.longest < 8:
             raise ValueError(f"per_image {self.per_image}, longest {self.longest}; expected at least 1 and 8.")
+        if len(self.shares) != len(SPLITS) or min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-6:
+            raise ValueError(f"shares are {self.shares}; expected {', '.join(SPLITS)}, each above 0, 1 together.")
 
 
 def generate(images: Images, source: str, config: GeneratorConfig) -> Trials:
@@ -69,9 +73,9 @@ def generate(images: Images, source: str, config: GeneratorConfig) -> Trials:
         ValueError: too few images for three splits.
     """
     n = len(images)
-    split = split_images(n, config.seed)
+    split = split_images(n, config.seed, config.shares)
     if missing := sorted(set(SPLITS) - set(split.tolist())):
-        raise ValueError(f"{source}: {n} images leave none for {', '.join(missing)}; expected at least 10.")
+        raise ValueError(f"{source}: {n} images leave none for {', '.join(missing)}; give more of them.")
     rng = np.random.default_rng([config.seed, 1])
     unit = np.repeat(np.arange(n), config.per_image)
     t = len(unit)

@@ -27,6 +27,8 @@ class PerceptualConfig(TrainConfig):
         first_beta: of Adam.
         after_warmup: the learning rate stays, or falls as a cosine.
         patience: validations without a better loss after which training stops; None never stops early.
+        strengths: steps after which the weights are kept besides the best ones: how much alignment is too much is
+            another question for every task (Sundaram et al. 2024, section 5). Multiples of `checkpoint_every`.
         feed_seed: of the order of trials.
     """
 
@@ -45,6 +47,7 @@ class PerceptualConfig(TrainConfig):
     first_beta: float = 0.5
     after_warmup: Literal["constant", "cosine"] = "constant"
     patience: int | None = 3
+    strengths: tuple[int, ...] = ()
     feed_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -52,6 +55,11 @@ class PerceptualConfig(TrainConfig):
         self._require_positive("margin", "batch")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience is {self.patience}; expected 1 or more, or none.")
+        if odd := [step for step in self.strengths if not 0 < step <= self.steps or step % self.checkpoint_every]:
+            raise ValueError(
+                f"strengths {odd} cannot be kept; expected multiples of checkpoint_every ({self.checkpoint_every}), "
+                f"up to {self.steps} steps."
+            )
         if self.adaptation.triplet_head is not None:
             raise ValueError("a triplet head is judged in place of the embedding; perceptual alignment has none.")
 
@@ -96,8 +104,15 @@ class Perceptual:
         votes = torch.from_numpy(step.votes).to(z.device)
         distance = trial_distances(z, torch.from_numpy(step.index).to(z.device))
         loss = hinge(distance, votes, self.margin)
-        right = (distance[:, 1] < distance[:, 0]) == (votes > 0.5)
-        return loss, {"hinge": loss.item(), "accuracy": right.double().mean().item()}
+        right = ((distance[:, 1] < distance[:, 0]) == (votes > 0.5)).double()
+        right[distance[:, 0] == distance[:, 1]] = 0.5
+        return loss, {"hinge": loss.item(), "accuracy": right.mean().item()}
+
+
+def step_of(trials: Trials) -> Step:
+    """All trials as one step, for validation."""
+    rows, index = np.unique(trials.index, return_inverse=True)
+    return Step(rows.astype(np.int64), index.reshape(-1, 3).astype(np.int64), votes=trials.votes)
 
 
 def trial_feed(trials: Trials, *, batch: int, seed: int) -> Feed:

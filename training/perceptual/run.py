@@ -5,7 +5,8 @@ OUT/features/       of frozen branches, where the recipe has a head
 OUT/before/         embeddings of the images that accuracy is reported on, before training
 OUT/...             of `training.perceptual.align`
 OUT/after/          the same embeddings after training
-OUT/figures.json    two-alternative accuracy before, after, and their paired difference
+OUT/strength-STEP/  weights after so many steps, where they were asked for, and their embeddings
+OUT/figures.json    two-alternative accuracy before, after, and their paired difference; the same by strength
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,7 @@ from training.encoders import Encoder
 from training.images import open_images
 from training.loading import PixelLoader
 from training.models import build
-from training.perceptual.align import align, trials_digests
+from training.perceptual.align import align, strength_folder, trials_digests
 from training.perceptual.bapps import read_bapps
 from training.perceptual.class_triplets import class_triplets
 from training.perceptual.embedding import SHAPE, Shape, read_shape, shaped
@@ -53,6 +54,8 @@ class PerceptualRecipe:
         pretrained: False starts from random weights.
         generator: of trials, where they are generated.
         training: constants of the training.
+        train_trials: judgments that training sees, drawn from those there are, so that data sets can be compared at
+            equal size; None for all.
         bootstrap: repetitions behind each interval.
         seed: of the head, of class triplets, of validation splits and of the bootstrap.
     """
@@ -63,6 +66,7 @@ class PerceptualRecipe:
     pretrained: bool = True
     generator: GeneratorConfig
     training: PerceptualConfig
+    train_trials: int | None = None
     bootstrap: int = 1000
     seed: int = 0
 
@@ -111,6 +115,21 @@ def with_all_splits(trials: Trials, seed: int) -> Trials:
     return replace(trials, split=split)
 
 
+def with_training_judgments(trials: Trials, n: int | None, seed: int) -> Trials:
+    """With n of the training judgments, drawn at random; all where n is None. A judgment's trials stay together.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if n is None:
+        return trials
+    judgments = np.unique(trials.of_split("train").judgment)
+    if not 0 < n <= len(judgments):
+        raise ValueError(f"{trials.source}: {len(judgments)} judgments to learn from; {n} of them were asked for.")
+    kept = np.random.default_rng(seed).permutation(judgments)[:n]
+    return trials.take((trials.split != "train") | np.isin(trials.judgment, kept))
+
+
 def run_perceptual(recipe: PerceptualRecipe, trials: Trials, out: Path, *, device: str = "cpu") -> dict[str, Any]:
     """Train, unless it is done, judge the held-out trials before and after, and return the figures.
 
@@ -120,10 +139,13 @@ def run_perceptual(recipe: PerceptualRecipe, trials: Trials, out: Path, *, devic
         out: folder to make or to continue.
         device: where to compute.
 
+    Returns:
+        What `accuracy_figures` gives, and `strength`: the same by step, of the steps in `strengths` that were reached.
+
     Raises:
         ValueError: trials without a split to report on, or `out` was made by another recipe or from other trials.
     """
-    trials = with_all_splits(trials, recipe.seed)
+    trials = with_training_judgments(with_all_splits(trials, recipe.seed), recipe.train_trials, recipe.seed)
     out.mkdir(parents=True, exist_ok=True)
     if place().rank == 0:
         claim(out / "recipe.json", {"recipe": asdict(recipe), "inputs": trials_digests(trials)}, ("torch", "timm"))
@@ -136,6 +158,13 @@ def run_perceptual(recipe: PerceptualRecipe, trials: Trials, out: Path, *, devic
     after = work.vectors(encoder, test, "after")
     taught = sorted(set(trials.of_split("train").kind.tolist()))
     figures = accuracy_figures(test, before, after, taught, repetitions=recipe.bootstrap, seed=recipe.seed)
+    figures["strength"] = {}
+    for step in recipe.training.strengths:
+        if (folder := strength_folder(out, step)).is_dir():  # early stopping may have come first
+            load_weights(encoder, folder / "weights.safetensors")
+            then = work.vectors(encoder, test, f"{folder.name}/after")
+            columns = accuracy_figures(test, before, then, taught, repetitions=recipe.bootstrap, seed=recipe.seed)
+            figures["strength"][str(step)] = {name: columns[name] for name in ("after", "after - before")}
     if place().rank == 0:
         write_json(out / "figures.json", figures)
     return figures

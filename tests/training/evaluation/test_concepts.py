@@ -15,5 +15,5 @@ ROWS = np.random.default_rng(1).permuted(np.tile(np.arange(30), (200, 1)), axis=
 @pytest.mark.parametrize("gram", [True, False])
 def test_similarities_are_those_of_the_contract(kernel: Kernel, gram: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(concepts, "LARGEST_GRAM", 100 if gram else 0)
-    monkeypatch.setattr(concepts, "CHUNK", 64)
+    monkeypatch.setattr(concepts, "CHUNK_BYTES", 1)
     assert np.allclose(similarities(X, ROWS, kernel), pair_similarities(X[ROWS].astype(np.float64), kernel))

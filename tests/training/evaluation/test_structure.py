@@ -8,15 +8,10 @@ from PIL import Image
 from scipy.spatial.distance import cosine
 
 from tests.training.tiny import write_rows
+from training.evaluation.hierarchies import LEVELS, read_hierarchy
+from training.evaluation.maps import maps
 from training.evaluation.result import Constants, NotHere, Setting
-from training.evaluation.structure import (
-    LEVELS,
-    distance,
-    draw_pairs,
-    hierarchy_change,
-    model_agreement,
-    read_hierarchy,
-)
+from training.evaluation.structure import distance, draw_pairs, hierarchy_change, model_agreement
 from training.evaluation.subjects import Features, Subject
 
 CLASSES = {"corgi": ("dog", "animal"), "husky": ("dog", "animal"), "tabby": ("cat", "animal"), "oak": ("tree", "plant")}
@@ -37,7 +32,8 @@ def world(tmp_path: Path, strength: float, photos: int = 6) -> Setting:
             noise.append(rng.normal(size=40))
             seen.append(code[label] + 2 * code[basic] + 4 * code[above])
     write_rows(tmp_path / "images.csv", rows)
-    table = [["label", "basic", "superordinate"], *[[c, *pair] for c, pair in CLASSES.items()]]
+    life = {"animal": "yes", "plant": "no"}  # of this world
+    table = [["label", "basic", "superordinate", "living"], *[[c, *p, life[p[1]]] for c, p in CLASSES.items()]]
     write_rows(tmp_path / "hierarchy.csv", table)
     vectors = {"before": np.array(noise), "after": np.array(noise) + strength * np.array(seen)}
     subjects = []
@@ -77,6 +73,36 @@ def test_seeing_the_hierarchy_moves_classes_together_and_the_rest_apart_in_its_o
     assert slope["same class (intercept)"].value < 0
     assert 0 < slope["same basic"].value < slope["same superordinate"].value < slope["different"].value
     assert slope["different"].low > 0
+
+
+def test_living_and_other_things_move_apart_and_among_themselves_together(tmp_path: Path) -> None:
+    rows = [r for r in hierarchy_change(world(tmp_path, 0.5)).rows if r.figure == "standardised distance, by life"]
+    change = {r.group: r.estimate.value for r in rows if r.is_difference}
+    assert set(change) == {"both living", "living and non-living"}  # one class of plants has no two classes
+    assert change["both living"] < 0 < change["living and non-living"]
+
+
+def test_the_first_map_is_of_the_largest_variances(tmp_path: Path) -> None:
+    setting, notes = world(tmp_path, 0.5, photos=12), []
+    hierarchy = read_hierarchy(tmp_path)
+    x = setting.vectors(hierarchy.images)["after"]
+    (plot, *_) = maps(hierarchy, {"after": x}, 0, notes)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    centred = unit - unit.mean(0)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    found, expected = np.array(plot.values["points"]["after"]), u[:, :2] * s[:2]
+    assert np.abs(np.sum(found * expected, 0)) == pytest.approx(s[:2] ** 2, rel=1e-2)
+    assert sorted(set(plot.values["classes"])) == ["animal", "plant"]
+
+
+def test_neighbours_stay_neighbours_in_a_pacmap(tmp_path: Path) -> None:
+    pytest.importorskip("pacmap")
+    setting = world(tmp_path, 3.0, photos=12)
+    hierarchy = read_hierarchy(tmp_path)
+    plots = maps(hierarchy, {"after": setting.vectors(hierarchy.images)["after"]}, 0, [])
+    xy, own = np.array(plots[1].values["points"]["after"]), np.array(plots[1].values["classes"])
+    apart = np.linalg.norm(xy[:, None] - xy[None], axis=2) + np.eye(len(xy)) * 1e9
+    assert (own[apart.argmin(1)] == own).mean() > 0.95
 
 
 def test_the_pairs_that_changed_are_shown_small(tmp_path: Path) -> None:

@@ -99,3 +99,25 @@ def test_words_that_name_no_model_are_refused(tmp_path: Path, word: str, said: s
     (tmp_path / "student/recipe.json").write_text(json.dumps(recipe))
     with pytest.raises(ValueError, match=said):
         read_subject(word.format(tmp_path))
+
+
+def test_all_splits_of_a_run_its_base_and_transforms_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "tiny", TINY_MODEL)
+    from training.run import read_data
+
+    photos = read_data(write_tiny_data(tmp_path / "data")).photos
+    folder = tmp_path / "run"
+    run(TINY, tmp_path / "data", folder)
+    features, raw = Features(tmp_path / "f"), np.load(folder / "features/features.npy")
+    every, base = read_subject(f"{folder}@all"), read_subject(f"{folder}@base")
+    assert [one.split for one in every.splits] == [Split(0.5, 0), Split(0.5, 1)]
+    second = features.of(every.of_split(1), photos)
+    assert np.array_equal(second, features.of(read_subject(f"{folder}@1"), photos))
+    assert np.array_equal(features.of(base, photos), raw) and base.of_split(1) is base
+    moved = read_subject(f"moved={folder}@base@{folder / 'splits'}")
+    assert np.array_equal(features.of(moved.of_split(1), photos), second)
+    assert read_subject(f"{folder}@base@{folder / 'splits'}@0").split == Split(0.5, 0)
+    with pytest.raises(ValueError, match=r"no seed-7\.npz; its splits are \[0, 1\]"):
+        read_subject(f"{folder}@base@{folder / 'splits'}@7")
+    with pytest.raises(ValueError, match="or base, all or final"):
+        read_subject(f"{folder}@best")

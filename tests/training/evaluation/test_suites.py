@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from tests.training.evaluation.worlds import write_models
-from tests.training.tiny import write_tiny_data
+from tests.training.tiny import TINY, TINY_MODEL, write_tiny_data
 from training.__main__ import main
 from training.evaluation import suites
 from training.evaluation.report import LOWER_IS_BETTER
 from training.evaluation.subjects import Split, Subject
 from training.evaluation.suites import PROTOCOLS, SUITES, protocols_of
+from training.models import MODELS
+from training.run import run as run_recipe
 
 QUICK = ["--repetitions", "5", "--triplets", "500", "--draws", "2"]
 
@@ -142,3 +144,37 @@ def test_features_of_other_photos_are_refused(tmp_path: Path) -> None:
     ]
     with pytest.raises(SystemExit, match=r"has 3 rows, of other images than the 68"):
         main(argv)
+
+
+def test_all_splits_are_pooled_and_each_is_judged_on_its_own_concepts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "tiny", TINY_MODEL)
+    run_recipe(TINY, write_tiny_data(tmp_path / "data"), tmp_path / "run")
+
+    def value(*splits: str) -> dict[str, float]:
+        words = [f"base={tmp_path / 'run'}@base", *[f"aligned={tmp_path / 'run'}@{split}" for split in splits]]
+        out = tmp_path / f"report-{splits[0]}"
+        main(["evaluate", *words, "--suite", "vice", "--data", str(tmp_path / "data"), "--report", str(out), *QUICK])
+        rows = json.loads((out / "report.json").read_text())["protocols"]["vice"]["rows"]
+        named = ("agreement with VICE", "dot, strict")
+        return {r["model"]: r["value"] for r in rows if (r["figure"], r["setting"]) == named}
+
+    both, first, second = value("all"), value("0"), value("1")
+    assert set(both) == {"base", "aligned", "aligned - base"}
+    assert all(both[name] == pytest.approx((first[name] + second[name]) / 2) for name in both)
+    assert first["aligned"] != second["aligned"]
+    with pytest.raises(SystemExit, match="b is of one split and aligned of all"):
+        words = [f"aligned={tmp_path / 'run'}@all", f"b={tmp_path / 'run'}@0"]
+        main(["evaluate", *words, "--suite", "vice", "--data", str(tmp_path / "data"), "--report", str(tmp_path / "x")])
+
+
+def test_the_differences_asked_for_are_those_reported(tmp_path: Path) -> None:
+    noise = {"a": 1e3, "b": 1.0, "c": 0.1}
+    out = run(tmp_path, "--difference", "c:b", suite="vice", **noise)
+    rows = json.loads((out / "report.json").read_text())["protocols"]["vice"]["rows"]
+    assert {row["model"] for row in rows if " - " in row["model"]} == {"c - b"}
+    with pytest.raises(SystemExit, match="no model is called 'd'; models are a, b, c"):
+        run(tmp_path, "--difference", "c:d", suite="vice", **noise)
+    with pytest.raises(SystemExit, match="expected the names of two models"):
+        run(tmp_path, "--difference", "c-b", suite="vice", **noise)

@@ -29,6 +29,7 @@ from training.perceptual.run import (
     read_trials,
     run_perceptual,
     with_all_splits,
+    with_training_judgments,
 )
 from training.perceptual.trials import Trials
 from training.student_model import Adaptation, read_student
@@ -183,6 +184,22 @@ def test_two_processes_take_the_steps_of_one(photos: Path, tmp_path: Path) -> No
     np.testing.assert_allclose(figures[0], figures[1], rtol=1e-3)
 
 
+def test_weights_of_asked_strengths_are_kept_and_judged_beside_the_best(photos: Path, tmp_path: Path) -> None:
+    recipe = PerceptualRecipe(
+        name="tiny", description="nothing real", shape=VIT, pretrained=False,
+        generator=GeneratorConfig(longest=40, per_image=1), training=config_of(strengths=(2, 6)), bootstrap=9,
+    )  # fmt: skip
+    trials = read_trials(f"generated:{photos}", recipe.generator, 0)
+    figures = run_perceptual(recipe, trials, tmp_path)
+    assert set(figures["strength"]) == {"2", "6"} and set(figures["strength"]["2"]) == {"after", "after - before"}
+    pixels = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
+    two, six = (features_of(read_embedding(tmp_path / f"strength-{n:06d}", pretrained=False), pixels) for n in (2, 6))
+    start = features_of(embedding(VIT, pretrained=False), pixels)
+    assert 1e-4 < (two - start).abs().max() < (six - start).abs().max()
+    with pytest.raises(ValueError, match=r"strengths \[3, 8\] cannot be kept; expected multiples of"):
+        config_of(strengths=(3, 8))
+
+
 def test_adapters_that_fit_no_layer_are_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no layer of the encoder ends in \['nothing'\]"):
         aligned(photos, tmp_path, adaptation=Adaptation(lora_rank=2, lora_targets=("nothing",)))
@@ -280,6 +297,17 @@ def test_a_set_without_a_test_split_reports_on_val_and_chooses_on_a_part_of_trai
     assert with_all_splits(trials, seed=0) is trials
     with pytest.raises(ValueError, match="has the split 'train' alone"):
         with_all_splits(trials.of_split("train"), seed=0)
+
+
+def test_training_sees_as_many_judgments_as_were_asked_for_and_whole_ones(photos: Path) -> None:
+    trials = trials_of(photos)
+    pairs = replace(trials, judgment=np.arange(len(trials)) // 2)
+    fewer = with_training_judgments(pairs, 10, seed=0)
+    assert len(fewer.of_split("train")) == 20 and len(np.unique(fewer.of_split("train").judgment)) == 10
+    assert np.array_equal(fewer.of_split("test").index, trials.of_split("test").index)
+    assert with_training_judgments(trials, None, seed=0) is trials
+    with pytest.raises(ValueError, match="64 judgments to learn from; 65 of them were asked for"):
+        with_training_judgments(trials, 65, seed=0)
 
 
 def test_the_command_runs_a_recipe_with_what_is_given_in_place_of_its_constants(

@@ -1,0 +1,25 @@
+"""Make one transform of two: what `probe` learned on vectors that another transform had given.
+
+Reads FIRST and SECOND, transform.npz of `align`, `probe` or `run`; writes --out, the map that does FIRST, then SECOND.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Files."""
+    parser.add_argument("first", type=Path)
+    parser.add_argument("second", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="transform.npz to write")
+
+
+def do(args: argparse.Namespace) -> None:
+    """Compose, and print the widths."""
+    from training.align import Transform
+
+    first, second = Transform.load(args.first), Transform.load(args.second)
+    both = first.then(second)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    both.save(args.out)
+    print(f"{args.out}: {both.weights.shape[0]} to {both.weights.shape[1]} numbers")
