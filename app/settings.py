@@ -41,6 +41,12 @@ class Settings(BaseSettings):
         description="Bundle folder to serve, the starter if not given; several with commas between, or a folder of "
         "them: requests name the `model`, or get the first.",
     )
+    watch: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds between looks at the folders of the bundles; a new version in one is verified, warmed "
+        "and switched to without an admin call. 0 never looks.",
+    )
     aliases: Annotated[tuple[Alias, ...], NoDecode] = Field(
         default=(),
         description="Names that stand for several models by weight, such as best=model-1:95,model-2:5, with "
@@ -71,8 +77,8 @@ class Settings(BaseSettings):
     )
     graph_cache: Path | None = Field(
         default=None,
-        description="Folder in which graphs are kept as ONNX Runtime optimised them, and TensorRT's engines, so that "
-        "the next process starts sooner; whoever may write to it decides what is served. None are kept if not given.",
+        description="Folder that keeps optimised graphs and TensorRT's engines for the next start; none if not given. "
+        "Whoever may write there decides what is served.",
     )
     inference_threads: int = Field(
         default=0, ge=0, description="Threads of one inference; 0 takes the CPUs of the cgroup quota."

@@ -64,7 +64,7 @@ async def similarity(request: Request) -> Response:
                 if np.abs(matrix).max() > np.finfo(np.float32).max:
                     raise ServiceError("invalid_request", "a similarity is too large for float32; ask for `float`.")
                 encoded = replies.float32_base64(matrix)
-            answer = {"kernel": kernel, "measure": options.measure, "shape": matrix.shape}
+            answer: dict[str, Any] = {"kernel": kernel, "measure": options.measure, "shape": matrix.shape}
             answer |= {"encoding": options.encoding, "similarities": encoded}
             return head(model, options, fingerprint, usage(files)) | answer
 

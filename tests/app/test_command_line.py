@@ -74,7 +74,7 @@ def test_version_is_the_packages() -> None:
 
 
 def test_help_names_every_setting() -> None:
-    done = run("--help", COLUMNS="200")
+    done = run("--help", COLUMNS="300")
     assert done.returncode == 0
     for name, field in Settings.model_fields.items():
         assert f"--{name.replace('_', '-')}" in done.stdout
