@@ -2,14 +2,15 @@
 #
 #   make serve     install the service (no torch) and run it with the starter bundle
 #   make test      install and run every test: serving without torch, then training and export with it
-#   make check     lint, format, strict types, import rules
+#   make check     lint, format, strict types, import rules, docs
+#   make docs      the documentation site, in build/site
 #   make starter   rebuild the starter bundle from scratch (needs DATA, about ten minutes on two cores)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DATA ?= ../shared/data
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: serve test test-serving test-training check starter clean
+.PHONY: serve test test-serving test-training check docs starter clean
 
 serve: .venv/.serve
 	.venv/bin/python -m app
@@ -23,12 +24,16 @@ test-serving: .venv/.dev .venv-triton/.server
 test-training: .venv-train/.train .venv-triton/.server
 	.venv-train/bin/python -m pytest tests/training tests/export
 
-check: .venv/.dev .venv-train/.train
+check: .venv/.dev .venv-train/.train docs
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv-train/bin/mypy --package training --package export
 	.venv/bin/lint-imports
+
+# Needs every room's parsers, so it has the environment of training.
+docs: .venv-train/.docs
+	NO_MKDOCS_2_WARNING=1 .venv-train/bin/python -m mkdocs --quiet build --strict
 
 starter: .venv-train/.train
 	.venv-train/bin/python -m training run starter --data $(DATA) --out runs/starter
@@ -50,6 +55,10 @@ starter: .venv-train/.train
 .venv-train/.train: pyproject.toml constraints.txt
 	test -x .venv-train/bin/python || $(PYTHON) -m venv .venv-train
 	.venv-train/bin/python $(PIP) --editable '.[cpu,triton,otel,bulk,dev,evaluation,hub,train]'
+	touch $@
+
+.venv-train/.docs: .venv-train/.train
+	.venv-train/bin/python $(PIP) --editable '.[docs]'
 	touch $@
 
 # The real Triton server for the tests, 98 MB; apart from .venv because it wants numpy 1. Its wheel is for

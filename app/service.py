@@ -23,6 +23,7 @@ from app.settings import Settings
 from app.shadow import Shadow
 from app.tracing import Tracing
 from app.triton_engine import CHECK_SECONDS
+from app.watching import Watch
 
 log = logging.getLogger("alignet")
 VERSION = version("alignet-serve")
@@ -56,6 +57,7 @@ class Service:
             keys=settings.cache_images > 0,
         )
         self._reloading = asyncio.Lock()
+        self._watching: asyncio.Task[None] | None = None
         self._process = Process(settings, self.metrics, self.decoders, House())
         self.metrics.ready.set_function(lambda: float(self.ready))
         self.metrics.wait.set_function(
@@ -118,13 +120,17 @@ class Service:
             await asyncio.sleep(0.05)
         for model in self._current:
             self.metrics.build.labels(VERSION, *model.build).set(1)
+        if self.settings.watch and not self.draining:
+            watch = Watch(self.models, lambda name: self.reload(name, asked=False))
+            self._watching = asyncio.create_task(watch.run(self.settings.watch))
         return self.models.current.default
 
-    async def reload(self, name: str) -> tuple[ServedModel, ServedModel]:
+    async def reload(self, name: str, *, asked: bool = True) -> tuple[ServedModel, ServedModel]:
         """Serve the bundle that is in a model's folder now; the old version finishes what it has begun.
 
         The new one is read, verified and warmed beside the old one. Nothing changes if it is the same, or if
         it cannot be served. One reload at a time: two new versions would need the memory of both.
+        Unless an operator `asked`, refusals are neither counted nor logged here: a watch meets many.
 
         Returns:
             The model before and the model now, which are one if the manifest is the same.
@@ -140,12 +146,14 @@ class Service:
             try:
                 new = await self._open_version(old)
             except Exception as error:  # whatever is wrong with it, the old one is good
-                self.metrics.reloads.labels("refused").inc()
-                log.error("model %s stays as it is: %s: %s", name, type(error).__name__, error)
+                if asked:
+                    self.metrics.reloads.labels("refused").inc()
+                    log.error("model %s stays as it is: %s: %s", name, type(error).__name__, error)
                 detail = f"{type(error).__name__}: the log says what is wrong. The old bundle is served on."
                 raise ServiceError("reload_refused", detail) from error
             if new is old:
-                self.metrics.reloads.labels("unchanged").inc()
+                if asked:
+                    self.metrics.reloads.labels("unchanged").inc()
                 return old, old
             if self.draining:
                 await new.embedder.close()
@@ -196,6 +204,10 @@ class Service:
     async def close(self) -> None:
         """Finish the queued work and end the threads."""
         self.draining = True
+        if self._watching is not None:
+            async with self._reloading:  # what it was loading is closed, not left open
+                self._watching.cancel()
+                await asyncio.gather(self._watching, return_exceptions=True)
         if self.fetcher is not None:
             await self.fetcher.close()
         if self.shadow is not None:
