@@ -318,7 +318,7 @@ def test_the_command_exits_1_with_the_fault_on_bad_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda data: shutil.rmtree(data), "vice_embedding.npy"),
+        (lambda data: shutil.rmtree(data), "things/concepts.csv"),
         (lambda data: (data / "images.csv").unlink(), "images.csv"),
         (lambda data: (data / "images/3-0.png").unlink(), "1 of 68 files do not exist"),
         (lambda data: (data / "images/3-0.png").write_bytes(b"no photo"), "3-0.png"),
