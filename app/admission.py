@@ -5,6 +5,10 @@ service has always a next one) is measured end to end, so it holds for any engin
 decoding and inference: busy time divided by images finished. Time counts as busy only while there is
 enough work to fill every stage, or while the limit itself keeps work out; a quiet service learns nothing
 from the latency of a lonely image, which is longer than an image's share of a full pipeline.
+
+A burst may queue for long, a crowd that does not end may not: every image would wait as long as the first burst
+made it, and nothing would be gained, since the pipeline is full anyway. So the wait that is let in falls once
+the service has had no pause for a while (as CoDel bounds a standing queue, RFC 8289).
 """
 
 import contextlib
@@ -20,6 +24,8 @@ WINDOW = 256
 """Finished images after which older ones count half."""
 PRIOR = 4
 """How many images the pace measured at the start counts for."""
+BURST_SECONDS = 0.4
+"""Time without a pause after which a queue is no burst any more."""
 
 
 class ByteBudget:
@@ -74,6 +80,7 @@ class Admission:
     Args:
         most: images of all models at once; one that has none yet may go beyond it by a request.
         max_wait: seconds that a new image may be predicted to wait for those before it.
+        steady_wait: the same once there was no pause for `BURST_SECONDS`; never below what half fills the pipeline.
         full: images that keep every decode thread and the engine busy.
         pace: seconds an image takes, as the warm-up suggests.
         house: where the images of all models are counted.
@@ -85,6 +92,7 @@ class Admission:
         *,
         most: int,
         max_wait: float,
+        steady_wait: float = math.inf,
         full: int,
         pace: float,
         metrics: Metrics,
@@ -94,12 +102,13 @@ class Admission:
         self.images = 0
         self._most = most
         self.max_wait = max_wait
+        self._steady_wait = steady_wait
         self._full = full
         self._prior = pace
         self._metrics = metrics
         self._house = house or House()
         self._clock = clock
-        self._since = clock()
+        self._since = self._paused = clock()
         self._enough = full
         self._busy = 0.0
         self._done = 0.0
@@ -115,6 +124,13 @@ class Admission:
         return self.images * self.pace
 
     @property
+    def _allowed(self) -> float:
+        """Seconds of wait that are let in now."""
+        if self._since - self._paused < BURST_SECONDS:
+            return self.max_wait
+        return min(self.max_wait, max(self._steady_wait, self._full / 2 * self.pace))
+
+    @property
     def _saturated(self) -> bool:
         return self.images >= self._enough
 
@@ -127,13 +143,13 @@ class Admission:
         self._settle()
         if not self.images:
             return
-        wait = self.wait
+        wait, allowed = self.wait, self._allowed
         if self._house.images + n > self._most:
             detail = f"{self._house.images} images are being served; at most {self._most}."
             self._refuse("count", detail, self._most)
-        if wait > self.max_wait:
-            detail = f"the images before yours take {wait:.2f} s more; at most {self.max_wait:g} s are let in."
-            self._refuse("wait", detail, self.max_wait)
+        if wait > allowed:
+            detail = f"the images before yours take {wait:.2f} s more; at most {allowed:.2g} s are let in now."
+            self._refuse("wait", detail, allowed)
         if wait + n * self.pace > until - self._clock():
             detail = f"your answer would take about {wait + n * self.pace:.2f} s, longer than its deadline."
             self._refuse("deadline", detail, None)
@@ -173,6 +189,8 @@ class Admission:
         now = self._clock()
         if self._saturated:
             self._busy += now - self._since
+        if self.images < self._full / 4:
+            self._paused = now
         self._since = now
 
     def _refuse(self, reason: str, detail: str, limit: float | None) -> None:

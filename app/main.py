@@ -28,16 +28,16 @@ log = logging.getLogger("alignet")
 
 _EXPOSED = ("Retry-After", "Server-Timing", "X-Embedding-Shape", "X-Request-Id", "X-Space-Fingerprint")
 
-_ALWAYS = {
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
+_ALWAYS = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
 # No reply is a page, but for those of app.routes.pages, which say their own, and the viewer of the API document,
 # which loads itself from the internet.
-_NO_PAGE = {"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"}
+_NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -180,14 +180,17 @@ class _Observe:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                stages = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in timings.stages.items())
-                extra = _ALWAYS | {"X-Request-Id": request_id} | ({} if scope["path"] == "/docs" else _NO_PAGE)
-                extra |= {"Server-Timing": stages} if stages else {}
-                # A client that keeps its connection would meet the closing port with its next request.
-                extra |= {"Connection": "close"} if self.service.leaving else {}
+                extra = [*_ALWAYS, (b"x-request-id", request_id.encode())]
+                if scope["path"] != "/docs":
+                    extra.append(_NO_PAGE)
+                if timings.stages:
+                    stages = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in timings.stages.items())
+                    extra.append((b"server-timing", stages.encode()))
+                if self.service.leaving:
+                    # A client that keeps its connection would meet the closing port with its next request.
+                    extra.append((b"connection", b"close"))
                 own = {name.lower() for name, _ in message["headers"]}  # a page has a policy of its own
-                added = ((k.encode(), v.encode()) for k, v in extra.items() if k.lower().encode() not in own)
-                message["headers"] = [*message["headers"], *added]
+                message["headers"] = [*message["headers"], *(pair for pair in extra if pair[0] not in own)]
             await send(message)
 
         self.metrics.in_flight.inc()

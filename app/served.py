@@ -71,14 +71,16 @@ class ServedModel:
         self.providers = providers
         self._resident_bytes = resident_bytes
         settings, metrics = process.settings, process.metrics
-        self.fingerprints = frozenset(
-            space_fingerprint(self.manifest, space, normalize=normalize)
+        self._fingerprints = {  # a hash of the whole manifest each, and every request states one
+            (space, normalize): space_fingerprint(self.manifest, space, normalize=normalize)
             for space in self.manifest.spaces
             for normalize in (False, True)
-        )
+        }
+        self.fingerprints = frozenset(self._fingerprints.values())
         admission = Admission(
             most=settings.max_admitted_images,
             max_wait=settings.max_wait or (1.0 if providers[0] in (PROVIDERS["cpu"], "triton") else 0.25),
+            steady_wait=settings.max_steady_wait,
             full=process.decoders.threads + 2 * max_batch,
             pace=pace,
             metrics=metrics,
@@ -111,7 +113,7 @@ class ServedModel:
         """
         if options.space not in self.manifest.spaces:
             raise ServiceError("invalid_request", f"model {self.name!r} has no space {options.space!r}.")
-        actual = space_fingerprint(self.manifest, options.space, normalize=normalize)
+        actual = self._fingerprints[options.space, normalize]
         if options.expect_fingerprint not in (None, actual):
             raise ServiceError(
                 "space_mismatch",
@@ -137,7 +139,7 @@ class ServedModel:
                 calibrated=space.calibrated,
                 calibrated_on=space.calibrated_on,
                 fingerprint=space.fingerprint,
-                fingerprint_normalized=space_fingerprint(m, name, normalize=True),
+                fingerprint_normalized=self._fingerprints[name, True],
             )
             for name, space in m.spaces.items()
         }

@@ -102,6 +102,12 @@ class Settings(BaseSettings):
         description="Seconds a new request may be predicted to wait for images before it; beyond it, 429. 0 takes "
         "1 s on a CPU or Triton, 0.25 s on a GPU.",
     )
+    max_steady_wait: float = Field(
+        default=0.2,
+        gt=0,
+        description="The same once images have been coming without a pause for 0.4 s, so that a crowd that does not "
+        "end does not make everyone wait as long as a burst may; never less than keeps the service busy.",
+    )
     max_held_bytes: int = Field(
         default=256 * 2**20,
         ge=1024,
@@ -344,6 +350,7 @@ class Settings(BaseSettings):
             "max_admitted_images",
             "max_held_bytes",
             "max_wait",
+            "max_steady_wait",
             "fetch_timeout",
             "key_images_per_second",
             "request_timeout",

@@ -11,9 +11,10 @@ from app import errors, intake, replies
 from app.errors import ServiceError
 from app.exchange import Taken, body_schema, fields_of, head, taken_in, usage
 from app.fetch import Target
+from app.routes.request_route import RequestRoute
 from app.schemas import EmbedOptions, EmbedReply, EmbedRequest
 
-router = APIRouter()
+router = APIRouter(route_class=RequestRoute)
 
 Images = Sequence[bytes | Target | ServiceError]
 """The images of a request, some to be fetched, or, with `on_error: partial`, what is wrong with one."""

@@ -14,11 +14,12 @@ from app.errors import ServiceError
 from app.exchange import Taken, body_schema, fields_of, head, taken_in, usage, vectors_of
 from app.intake import Given
 from app.judgments import Thresholds, TripletError, judge, triplet_index
+from app.routes.request_route import RequestRoute
 from app.schemas import OddOneOutOptions, OddOneOutReply, OddOneOutRequest
 from app.served import ServedModel
 from app.shadow import Answered
 
-router = APIRouter()
+router = APIRouter(route_class=RequestRoute)
 
 _TRIPLETS = {"type": "string", "description": "JSON, e.g. [[0,1,2],[0,1,3]]; needed unless exactly three are given."}
 _BODY = body_schema("OddOneOutRequest", fields_of(OddOneOutOptions) | {"triplets": _TRIPLETS}, ["images"])

@@ -9,10 +9,11 @@ from app import errors, intake, replies
 from app.errors import ServiceError
 from app.exchange import Taken, body_schema, fields_of, head, taken_in, usage, vectors_of
 from app.intake import Given
+from app.routes.request_route import RequestRoute
 from app.schemas import Collection, SimilarityOptions, SimilarityReply, SimilarityRequest
 from contract.triplets import similarity_matrix
 
-router = APIRouter()
+router = APIRouter(route_class=RequestRoute)
 
 _FILES = ["images", "queries", "candidates"]
 _BODY = body_schema("SimilarityRequest", fields_of(SimilarityOptions), _FILES)

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.admission import Admission, ByteBudget
+from app.admission import BURST_SECONDS, Admission, ByteBudget
 from app.errors import ServiceError, problem
 from app.metrics import Metrics
 from tests.toy import encoded, photo
@@ -55,6 +55,38 @@ def test_a_wait_longer_than_allowed_is_refused_with_that_wait() -> None:
     assert caught.value.retry_after == pytest.approx(1.1)
     assert b'alignet_rejected_total{reason="wait"} 1.0' in metrics.exposition()
     door.require(1)
+
+
+def test_a_burst_may_wait_longer_than_a_crowd_that_does_not_end() -> None:
+    clock = Clock()
+    door = admission(clock, pace=0.01, max_wait=1.0, steady_wait=0.2)
+    with door.admit(50):
+        door.require(1)
+        clock.now += BURST_SECONDS * 1.01
+        with pytest.raises(ServiceError, match=r"at most 0\.2"):
+            door.require(1)
+
+
+def test_a_pause_makes_the_next_queue_a_burst_again() -> None:
+    clock = Clock()
+    door = admission(clock, pace=0.01, max_wait=1.0, steady_wait=0.2, full=40)  # the pace is learned at 40 only
+    for _ in range(5):
+        with door.admit(30):
+            clock.now += BURST_SECONDS * 0.9
+            door.require(1)
+        clock.now += 0.01
+
+
+def test_a_crowd_is_let_in_as_far_as_the_pipeline_needs_to_stay_busy() -> None:
+    clock = Clock()
+    door = admission(clock, pace=1.0, max_wait=10.0, steady_wait=0.2, full=8)
+    with door.admit(4):
+        clock.now += 1
+        door.require(1)
+    with door.admit(6):
+        clock.now += 1
+        with pytest.raises(ServiceError):
+            door.require(1)
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once_but_not_if_nobody_is_before() -> None:
