@@ -8,7 +8,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DATA ?= ../shared/data
-PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# No bytecode for what is never imported: compiling all of it takes longer than all else that pip does.
+PIP = -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
 .PHONY: serve test test-serving test-training check docs starter clean
 
@@ -49,7 +50,7 @@ starter: .venv-train/.train
 	touch $@
 
 .venv/.dev: .venv/.serve
-	.venv/bin/python $(PIP) --editable '.[cpu,triton,otel,bulk,dev]'
+	.venv/bin/python $(PIP) --editable '.[cpu,triton,otel,bulk,retrieval-langchain,retrieval-llamaindex,dev]'
 	touch $@
 
 .venv-train/.train: pyproject.toml constraints.txt

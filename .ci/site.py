@@ -28,6 +28,8 @@ PYTHON = (
     "contract.triplets",
     "contract.pixels",
     "contract.bundle",
+    "contract.manifest",
+    "contract.files",
 )
 EXAMPLES = sorted(Path("examples").rglob("*.py"))
 FOREIGN = re.compile(

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -12,7 +11,7 @@ import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource
 
-from app import logs
+from app import garbage, logs
 from app.main import create_app
 from app.served import ServedModel
 from app.server import Protocol, Server
@@ -40,8 +39,6 @@ def main() -> None:
             print(f"setting {'.'.join(map(str, fault['loc']))}: {fault['msg']}", file=sys.stderr)
         raise SystemExit(2) from None
     logs.configure(settings.log_format, settings.log_level)
-    # A reply of 10^5 judgments is a million new objects; the default, every 700, looks through them a thousand times.
-    gc.set_threshold(50_000, 20, 20)
     raise SystemExit(_serve(settings))
 
 
@@ -55,6 +52,7 @@ def _serve(settings: Settings) -> int:
     tasks: list[asyncio.Task[None]] = []
 
     async def announce(model: ServedModel) -> None:
+        garbage.set_apart()
         while not server.started:  # a small bundle is open before the port is
             await asyncio.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]

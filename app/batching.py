@@ -1,8 +1,8 @@
-"""The inference thread of this process and the queue of ready tensors before it.
+"""The inference threads of this process and the queue of ready tensors before them.
 
-    admission -> decode threads -> queue -> inference thread
+    admission -> decode threads -> queue -> inference threads
 
-A batch is whatever is ready when that thread is free, up to `max_batch`: nothing ever waits for a batch
+A batch is whatever is ready when one of them is free, up to `max_batch`: nothing ever waits for a batch
 to fill, because on a CPU waiting buys nothing. The queue needs no bound of its own: no more images can be
 in it than were admitted. A failed image fails alone; a failed inference fails its own batch, and the
 thread lives on. Where Triton is the engine, its own batcher does all that, and there is no queue here.
@@ -28,7 +28,7 @@ from app.metrics import Metrics
 from app.timings import Timings
 
 CLOSE_SECONDS = 5.0
-"""How long closing waits for the thread. Requests are over by then: it finishes one batch, or hangs."""
+"""How long closing waits for the threads. Requests are over by then: each finishes one batch, or hangs."""
 
 
 @dataclass(frozen=True)
@@ -49,31 +49,38 @@ class _Item(NamedTuple):
 
 
 class Batcher:
-    """The engine of this process: the inference thread and the queue before it.
+    """The engine of this process: the inference threads and the queue before them.
 
     Args:
+        graph: what infers; from several threads at once where there are several slots.
+        slots: batches inferred side by side, each in a thread of its own.
         stuck_seconds: longer than any batch may take; one that takes longer hangs.
     """
 
     away: str | None = None
 
-    def __init__(self, graph: Graph, max_batch: int, metrics: Metrics, stuck_seconds: float = math.inf) -> None:
+    def __init__(
+        self, graph: Graph, max_batch: int, metrics: Metrics, stuck_seconds: float = math.inf, *, slots: int = 1
+    ) -> None:
         self._graph = graph
         self._max_batch = max_batch
         self._metrics = metrics
         self._stuck_seconds = stuck_seconds
-        self._began: float | None = None  # when the batch being inferred began
+        self._began: dict[int, float] = {}  # thread to when its batch began
         self._ended = False
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, name=f"inference-{i}", daemon=True) for i in range(max(1, slots))
+        ]
         metrics.queues.append(self._queue.qsize)
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether the inference thread still runs, and no batch has been in it for too long."""
-        began = self._began
-        return not self._ended and (began is None or time.monotonic() - began < self._stuck_seconds)
+        """Whether every inference thread still runs, and no batch has been in one for too long."""
+        late = time.monotonic() - self._stuck_seconds
+        return not self._ended and all(began > late for began in list(self._began.values()))
 
     def submit(self, pixels: NDArray[Any], until: float = math.inf) -> "Future[_Row]":
         """Queue one image [3, height, width]. Cancelling the future, or `until`, drops it before inference."""
@@ -93,9 +100,11 @@ class Batcher:
         return {space: np.stack([row.vectors[space] for row in rows]) for space in rows[0].vectors}
 
     async def close(self) -> None:
-        """Finish what is queued, then end the thread; one that hangs is left behind."""
+        """Finish what is queued, then end the threads; one that hangs is left behind."""
         self._queue.put(None)
-        await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
+        until = time.monotonic() + CLOSE_SECONDS
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join, max(0.0, until - time.monotonic()))
         with contextlib.suppress(ValueError):  # closed before
             self._metrics.queues.remove(self._queue.qsize)
 
@@ -123,14 +132,16 @@ class Batcher:
                 item = self._queue.get_nowait()
             except queue.Empty:
                 break
+        if item is None:
+            self._queue.put(None)  # for the other threads
         if batch:
             self._infer(batch)
         return item is not None
 
     def _infer(self, batch: list[_Item]) -> None:
         self._metrics.batch.observe(len(batch))
-        started = time.perf_counter()
-        self._began = time.monotonic()
+        started, me = time.perf_counter(), threading.get_ident()
+        self._began[me] = time.monotonic()
         try:
             vectors = self._graph.embed(np.stack([item.pixels for item in batch]))
         except Exception as error:  # the batch is lost, the thread is not
@@ -140,10 +151,10 @@ class Batcher:
         except BaseException:
             self._ended = True
             for item in batch:
-                item.future.set_exception(waiting.broken("the inference thread has ended"))
+                item.future.set_exception(waiting.broken("an inference thread has ended"))
             raise
         finally:
-            self._began = None
+            del self._began[me]
         ended = time.perf_counter()
         for i, item in enumerate(batch):
             row = {space: matrix[i] for space, matrix in vectors.items()}
@@ -153,8 +164,12 @@ class Batcher:
                 item.future.set_exception(FloatingPointError("the graph gave a vector that is not finite"))
 
     def _refuse_queued(self) -> None:
+        closing = False
         with contextlib.suppress(queue.Empty):
             while True:
                 item = self._queue.get_nowait()
+                closing |= item is None
                 if item is not None and item.future.set_running_or_notify_cancel():
-                    item.future.set_exception(waiting.broken("the inference thread has ended"))
+                    item.future.set_exception(waiting.broken("an inference thread has ended"))
+        if closing:
+            self._queue.put(None)

@@ -28,10 +28,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine import EngineUnavailable, OnnxEngine, cpu_quota, open_engine
-from app.files import photos_under, whole
+from app.engine import EngineUnavailable, OnnxEngine, cpu_quota, inference_threads, open_engine
+from app.files import photos_under
 from app.settings import Settings
-from contract.bundle import Bundle, BundleError, read_bundle, space_fingerprint
+from contract.bundle import Bundle, BundleError, read_bundle
+from contract.files import whole
+from contract.manifest import space_fingerprint
 from contract.pixels import ImageError, load_pixels
 
 
@@ -203,8 +205,10 @@ class _Read:
     fault: str = ""
 
 
-def embed_folder(folder: Path, parts: Parts, bundle: Bundle, engine: OnnxEngine, options: argparse.Namespace) -> str:
-    """Embed what is new under `folder` into `parts`; a sentence of what was done."""
+def embed_folder(
+    folder: Path, parts: Parts, bundle: Bundle, engine: OnnxEngine, options: argparse.Namespace, slots: int
+) -> str:
+    """Embed what is new under `folder` into `parts`, `slots` batches side by side; a sentence of what was done."""
     from tqdm import tqdm
 
     limits = Settings().pixel_limits
@@ -230,16 +234,29 @@ def embed_folder(folder: Path, parts: Parts, bundle: Bundle, engine: OnnxEngine,
         except ImageError as error:
             return _Read(row, fault=f"{error.fault}: {error}")
 
-    def infer() -> None:
-        vectors = engine.embed(np.stack([pixels for _, pixels in batch]))[options.space]
-        if options.normalize:
-            wide = vectors.astype(np.float64)
-            vectors = (wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-300)).astype(np.float32)
-        for (row, _), vector in zip(batch, vectors, strict=True):
-            parts.add(row, vector)
-        counts["embedded"] += len(batch)
-        batch.clear()
+    def infer(pixels: list[NDArray[Any]]) -> NDArray[np.float32]:
+        vectors: NDArray[np.float32] = engine.embed(np.stack(pixels))[options.space]
+        if not options.normalize:
+            return vectors
+        wide = vectors.astype(np.float64)
+        unit: NDArray[np.float32] = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-300)
+        return unit.astype(np.float32)
 
+    inferred: deque[tuple[list[Row], Future[NDArray[np.float32]]]] = deque()
+
+    def begin() -> None:
+        inferred.append(([row for row, _ in batch], inference.submit(infer, [pixels for _, pixels in batch])))
+        batch.clear()
+        if len(inferred) > slots:
+            finish()
+
+    def finish() -> None:
+        rows, vectors = inferred.popleft()
+        for row, vector in zip(rows, vectors.result(), strict=True):
+            parts.add(row, vector)
+        counts["embedded"] += len(rows)
+
+    inference = ThreadPoolExecutor(slots, thread_name_prefix="inference")
     try:
         with tqdm(total=len(files), unit="photo", disable=None) as bar:
             for file, item in _ahead(read, files, options.decode_threads, 4 * options.batch):
@@ -256,10 +273,13 @@ def embed_folder(folder: Path, parts: Parts, bundle: Bundle, engine: OnnxEngine,
                 elif item.pixels is not None:
                     batch.append((item.row, item.pixels))
                     if len(batch) == options.batch:
-                        infer()
+                        begin()
         if batch:
-            infer()
+            begin()
+        while inferred:
+            finish()
     finally:  # Ctrl-C keeps what is done
+        inference.shutdown(wait=False, cancel_futures=True)
         parts.flush()
         parts.write_errors(errors)
     done = ", ".join(f"{n} {what}" for what, n in counts.items())
@@ -303,15 +323,16 @@ def main(arguments: list[str]) -> int:
         parts = Parts(
             options.out, _space(bundle, options), kind=options.format, shard=options.shard[0], size=options.part
         )
+        slots, threads = inference_threads(options.device, settings.inference_slots, settings.inference_threads)
         engine = open_engine(
             bundle,
             device=options.device,
-            threads=settings.inference_threads or cpu_quota(),
+            threads=threads,
             max_batch=options.batch,
             allow_cpu_fallback=settings.allow_cpu_fallback,
             graph_cache=settings.graph_cache,
         )
-        print(embed_folder(options.folder, parts, bundle, engine, options))
+        print(embed_folder(options.folder, parts, bundle, engine, options, slots))
     except (BulkError, BundleError, EngineUnavailable) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from app.graph_cache import GraphCache
 from app.timings import Timings
-from contract.bundle import GRAPH_INPUT, MODEL, Bundle, check_golden, check_golden_pixels
-from contract.graph import check_graph
+from contract.bundle import Bundle, check_golden, check_golden_pixels
+from contract.graph import GPU_ONLY, check_device, check_graph
+from contract.manifest import GRAPH_INPUT, MODEL
 
 log = logging.getLogger("alignet")
 
@@ -131,6 +132,16 @@ def cpu_quota(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
     return max(1, cpus)
 
 
+def inference_threads(device: str, slots: int, threads: int) -> tuple[int, int]:
+    """Inferences side by side, and the threads of one; 0 leaves either to the processor.
+
+    Two side by side get more done than one after the other, where each layer waits for its slowest part and the
+    decoders take turns with it. They share the session's threads, so a lonely one is as fast as it would be alone.
+    """
+    cpus = cpu_quota()
+    return slots or (1 if device != "cpu" else min(cpus, max(2, cpus // 4))), threads or cpus
+
+
 def _cpu_groups(cgroups: Path, own: Path) -> list[Path]:
     """The folders of the process's group and of those around it, which bound it too."""
     try:
@@ -219,7 +230,19 @@ class OnnxEngine:
         shape = bundle.manifest.pixels.shape
         wanted = providers_of(device, ort.get_available_providers(), shape, buckets, graph_cache)
         require_provider(device, [name for name, _ in wanted], allow_cpu_fallback=allow_cpu_fallback)
-        self._session = _session(bundle, wanted, threads, graph_cache)
+        check_device(bundle, "cpu" if wanted[0][0] == PROVIDERS["cpu"] else device)
+        if wanted[0][0] == PROVIDERS["tensorrt"] and bundle.manifest.precision == "bf16":
+            wanted[0][1]["trt_bf16_enable"] = True  # TensorRT has none unless it is let
+        try:
+            self._session = _session(bundle, wanted, threads, graph_cache)
+        except Exception as error:  # ONNX Runtime's own kinds
+            if bundle.manifest.precision not in GPU_ONLY:
+                raise
+            raise EngineUnavailable(
+                f"ONNX Runtime {ort.__version__} opens no session of precision {bundle.manifest.precision!r} on "
+                f"{device!r}: {error}. Check the driver and CUDA libraries: without them it tries the CPU, which does "
+                "not have this precision. Or install a newer onnxruntime-gpu."
+            ) from error
         self.providers: list[str] = self._session.get_providers()
         require_provider(device, self.providers, allow_cpu_fallback=allow_cpu_fallback)
         self._on_gpu = self.providers[0] != PROVIDERS["cpu"]

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from contract.bundle import sha256_of
+from contract.files import sha256_of
 
 log = logging.getLogger("alignet")
 

@@ -16,7 +16,7 @@ from fastapi import Request
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from app import forms
+from app import forms, garbage
 from app.errors import ServiceError
 from app.fetch import FetchError, Origin, Target, parse_url
 from app.schemas import Collection, ImageItem
@@ -91,7 +91,12 @@ async def in_thread_if_large(size: int, function: Any, *args: Any) -> Any:
     """Call at once for small work, in a thread for large."""
     if size <= SMALL_BODY:
         return function(*args)
-    return await asyncio.to_thread(function, *args)
+
+    def large() -> Any:
+        with garbage.uncollected():
+            return function(*args)
+
+    return await asyncio.to_thread(large)
 
 
 def parse_json(body: Body, model: type[M]) -> M:

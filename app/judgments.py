@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract import triplets
-from contract.bundle import Space
+from contract.manifest import Space
 from contract.triplets import TIE, TieRule
 
 # Triplets of one block: 256 x 3 x 1280 float64 values are 8 MB.

@@ -95,6 +95,26 @@ class Norms:
                 self._spread.observe(np.linalg.norm(rows, axis=1) / typical, self._model, space)
 
 
+class StudyCounts:
+    """What people do in a study; exported only where there is one.
+
+    Args:
+        kinds: of trials.
+    """
+
+    def __init__(self, registry: CollectorRegistry, kinds: Sequence[str]) -> None:
+        self.sessions = Counter(
+            "alignet_judge_sessions", "Sessions of the study, by what became of them.", ("event",), registry=registry
+        )
+        self.trials = Counter("alignet_judge_trials", "Trials handed out, each once.", ("kind",), registry=registry)
+        self.choices = Counter("alignet_judge_choices", "Choices stored, each once.", ("kind",), registry=registry)
+        for event in ("begun", "withdrawn"):
+            self.sessions.labels(event)
+        for kind in kinds:
+            self.trials.labels(kind)
+            self.choices.labels(kind)
+
+
 class Metrics:
     """The registry of one app; a new app starts from zero, so tests and reloads do not collide."""
 

@@ -18,7 +18,7 @@ from app.errors import ServiceError
 from app.metrics import Metrics
 from app.timings import Timings
 from contract import triplets
-from contract.bundle import Space
+from contract.manifest import Space
 from contract.pixels import PixelSpec, shown_box
 
 GRID = 7

@@ -11,6 +11,8 @@ import orjson
 from fastapi import Response
 from numpy.typing import NDArray
 
+from app import garbage
+
 BINARY = ("application/octet-stream", "application/x-npy")
 """Media types of /embed besides JSON: bare little-endian float32 rows, or a numpy file."""
 
@@ -47,7 +49,11 @@ async def write_json(build: Callable[[], Any], numbers: int) -> Response:
     def dump() -> bytes:
         return orjson.dumps(build(), option=orjson.OPT_SERIALIZE_NUMPY)
 
-    content = dump() if numbers <= _SMALL else await asyncio.to_thread(dump)
+    def large() -> bytes:
+        with garbage.uncollected():
+            return dump()
+
+    content = dump() if numbers <= _SMALL else await asyncio.to_thread(large)
     return Response(content, media_type="application/json")
 
 

@@ -11,13 +11,14 @@ from app.batching import Batcher
 from app.cache import VectorCache
 from app.decoding import DecodePool
 from app.embedder import Embedder
-from app.engine import PROVIDERS, Engine, cpu_quota, open_engine
+from app.engine import PROVIDERS, Engine, inference_threads, open_engine
 from app.errors import ServiceError
 from app.metrics import Metrics, Norms
 from app.schemas import Memory, ModelCard, ModelSummary, Options, SpaceCard
 from app.settings import Settings
 from app.triton_engine import open_triton
-from contract.bundle import MANIFEST, MODEL, Bundle, Manifest, check_golden_pixels, read_bundle, space_fingerprint
+from contract.bundle import Bundle, check_golden_pixels, read_bundle
+from contract.manifest import MANIFEST, MODEL, Manifest, space_fingerprint
 
 log = logging.getLogger("alignet")
 
@@ -48,7 +49,8 @@ class ServedModel:
 
     Args:
         folder: where the bundle was asked for, and will be looked for again.
-        max_batch: images the engine takes at once.
+        max_batch: images in one inference.
+        slots: inferences side by side.
         pace: seconds an image takes in such a batch, as far as known.
         resident_bytes: by how much the process grew while the engine was opened; None if that says nothing.
     """
@@ -62,6 +64,7 @@ class ServedModel:
         *,
         folder: Path,
         max_batch: int,
+        slots: int = 1,
         pace: float,
         resident_bytes: int | None = None,
     ) -> None:
@@ -81,7 +84,7 @@ class ServedModel:
             most=settings.max_admitted_images,
             max_wait=settings.max_wait or (1.0 if providers[0] in (PROVIDERS["cpu"], "triton") else 0.25),
             steady_wait=settings.max_steady_wait,
-            full=process.decoders.threads + 2 * max_batch,
+            full=process.decoders.threads + 2 * max_batch * slots,
             pace=pace,
             metrics=metrics,
             house=process.house,
@@ -185,7 +188,7 @@ async def open_model(bundle: Bundle, folder: Path, process: Process) -> ServedMo
         await asyncio.to_thread(check_golden_pixels, bundle)
         triton = open_triton(bundle, settings.triton_url, metrics)
         return ServedModel(bundle, triton, ["triton"], process, folder=folder, max_batch=8, pace=0.02)
-    threads = settings.inference_threads or cpu_quota()
+    slots, threads = inference_threads(settings.device, settings.inference_slots, settings.inference_threads)
     max_batch = settings.max_batch or (4 if settings.device == "cpu" else 32)
     before = _resident_bytes()
     graph = await asyncio.to_thread(
@@ -198,8 +201,8 @@ async def open_model(bundle: Bundle, folder: Path, process: Process) -> ServedMo
         graph_cache=settings.graph_cache,
     )
     grown = max(0, _resident_bytes() - before) if before else None
-    log.info("%d inference threads, batches of at most %d", threads, max_batch)
-    batcher = Batcher(graph, max_batch, metrics, settings.stuck_seconds)
+    log.info("%d inferences at once, each of at most %d images and %d threads", slots, max_batch, threads)
+    batcher = Batcher(graph, max_batch, metrics, settings.stuck_seconds, slots=slots)
     return ServedModel(
         bundle,
         batcher,
@@ -207,7 +210,8 @@ async def open_model(bundle: Bundle, folder: Path, process: Process) -> ServedMo
         process,
         folder=folder,
         max_batch=max_batch,
-        pace=graph.pace,
+        slots=slots,
+        pace=graph.pace / slots,
         resident_bytes=grown,
     )
 

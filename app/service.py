@@ -103,7 +103,8 @@ class Service:
             snapshot = Snapshot.of(opened, self.settings.aliases)
             self.shadow = self._open_shadow(snapshot)
             if self.settings.judging is not None:
-                self.judging = Judging(Study.read(self.settings.judging), self.models, self.settings.pixel_limits)
+                study = Study.read(self.settings.judging)
+                self.judging = Judging(study, self.models, self.settings.pixel_limits, self.metrics)
                 await self.judging.open(snapshot)
         except BaseException:
             for model in opened:

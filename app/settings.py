@@ -80,8 +80,18 @@ class Settings(BaseSettings):
         description="Folder that keeps optimised graphs and TensorRT's engines for the next start; none if not given. "
         "Whoever may write there decides what is served.",
     )
+    inference_slots: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="Inferences side by side; 0 takes one on a GPU, and on a CPU one for every four CPUs of the cgroup "
+        "quota, but two if there are two.",
+    )
     inference_threads: int = Field(
-        default=0, ge=0, description="Threads of one inference; 0 takes the CPUs of the cgroup quota."
+        default=0,
+        ge=0,
+        description="Threads that may work on one inference; inferences side by side share them. 0 takes the CPUs of "
+        "the cgroup quota.",
     )
     decode_threads: int = Field(
         default=0, ge=0, le=64, description="Image decoding threads; 0 takes half the CPUs, at most 8."
@@ -103,7 +113,7 @@ class Settings(BaseSettings):
         "1 s on a CPU or Triton, 0.25 s on a GPU.",
     )
     max_steady_wait: float = Field(
-        default=0.2,
+        default=0.1,
         gt=0,
         description="The same once images have been coming without a pause for 0.4 s, so that a crowd that does not "
         "end does not make everyone wait as long as a burst may; never less than keeps the service busy.",
@@ -285,7 +295,8 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _one_engine(self) -> "Settings":
         here = sorted(
-            {"device", "allow_cpu_fallback", "graph_cache", "inference_threads", "max_batch"} & self.model_fields_set
+            {"device", "allow_cpu_fallback", "graph_cache", "inference_slots", "inference_threads", "max_batch"}
+            & self.model_fields_set
         )
         if self.triton_url and here:
             raise ValueError(

@@ -26,7 +26,7 @@ from app.intake import Body
 from app.schemas import ImageItem
 from app.settings import Settings
 from app.triton_engine import DATATYPES
-from contract.bundle import GRAPH_INPUT
+from contract.manifest import GRAPH_INPUT
 from contract.pixels import PixelSpec
 
 HEADER = "Inference-Header-Content-Length"

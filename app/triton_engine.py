@@ -25,8 +25,9 @@ from app.engine import EngineUnavailable, Vectors
 from app.errors import ServiceError
 from app.metrics import Metrics
 from app.timings import Timings
-from contract.bundle import GRAPH_INPUT, Bundle, BundleError, check_golden
+from contract.bundle import Bundle, BundleError, check_golden
 from contract.graph import check_graph
+from contract.manifest import GRAPH_INPUT
 
 if TYPE_CHECKING:
     from tritonclient.grpc.aio import InferenceServerClient

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from app.errors import ServiceError
 from app.models import Models
-from contract.bundle import MANIFEST
+from contract.manifest import MANIFEST
 
 log = logging.getLogger("alignet")
 

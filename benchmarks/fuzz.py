@@ -32,7 +32,8 @@ from tqdm import tqdm
 
 from app.main import create_app
 from app.settings import STARTER, Settings
-from contract.bundle import Golden, GoldenTolerance, read_bundle
+from contract.bundle import Golden, read_bundle
+from contract.manifest import GoldenTolerance
 
 PHOTOS = Path(__file__).parents[1] / "docs" / "photos"
 BATCH = 100

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from app.engine import cpu_quota, open_engine
+from app.engine import cpu_quota, inference_threads, open_engine
 from app.settings import STARTER, Settings
 from contract import triplets
 from contract.bundle import read_bundle
@@ -123,6 +123,11 @@ class Served:
             rest += self.connection.recv(2**20)
         return int(head[9:12])
 
+    def connect(self) -> None:
+        """A new connection for `ask`: the service closes one that says nothing for a while."""
+        self.connection.close()
+        self.connection = socket.create_connection(("127.0.0.1", self.port))
+
     @property
     def cpu(self) -> float:
         """Seconds of CPU the process has taken."""
@@ -164,7 +169,7 @@ class Bare:
     def __init__(self) -> None:
         settings = Settings()
         self.bundle = read_bundle(STARTER)
-        threads = settings.inference_threads or cpu_quota()
+        self.slots, threads = inference_threads("cpu", settings.inference_slots, settings.inference_threads)
         self.batch = settings.max_batch or 4
         self.decoders = settings.decode_threads or min(8, max(1, cpu_quota() // 2))
         self.engine = open_engine(
@@ -176,20 +181,24 @@ class Bare:
         self.engine.embed(load_pixels(photo, self.bundle.manifest.pixels)[None])
 
     def rate(self, seconds: float) -> float:
-        """Images a second, decoding ahead of inference, in full batches."""
-        with ThreadPoolExecutor(self.decoders) as pool:
-            jobs = [pool.submit(load_pixels, PHOTOS[i % 4], self.bundle.manifest.pixels) for i in range(4 * self.batch)]
-            n, start = 0, time.perf_counter()
-            while time.perf_counter() - start < seconds:
-                self.engine.embed(np.stack([job.result() for job in jobs[: self.batch]]))
-                del jobs[: self.batch]
-                n += self.batch
-                jobs += [
-                    pool.submit(load_pixels, PHOTOS[i % 4], self.bundle.manifest.pixels) for i in range(self.batch)
-                ]
+        """Images a second, decoding ahead of inference, in full batches, as many side by side as in the service."""
+        with ThreadPoolExecutor(self.decoders) as decode, ThreadPoolExecutor(self.slots) as infer:
+            start = time.perf_counter()
+            done = sum(infer.map(lambda _: self._infer(decode, start + seconds), range(self.slots)))
             elapsed = time.perf_counter() - start
-            pool.shutdown(cancel_futures=True)
-        return n / elapsed
+            decode.shutdown(cancel_futures=True)
+        return done / elapsed
+
+    def _infer(self, pool: ThreadPoolExecutor, end: float) -> int:
+        def decoded(n: int) -> list[Any]:
+            return [pool.submit(load_pixels, PHOTOS[i % 4], self.bundle.manifest.pixels) for i in range(n)]
+
+        jobs, n = decoded(4 * self.batch), 0
+        while time.perf_counter() < end:
+            self.engine.embed(np.stack([job.result() for job in jobs[: self.batch]]))
+            jobs = jobs[self.batch :] + decoded(self.batch)
+            n += self.batch
+        return n
 
 
 async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: bytes) -> int:
@@ -287,6 +296,24 @@ def cost(bare: Bare, args: argparse.Namespace, figures: Figures) -> None:
 def _each(work: Callable[[Any], Any], items: list[bytes]) -> list[float]:
     """Seconds of each of `TURN` calls."""
     return [_timed(lambda: work(items[i % len(items)])) for i in range(TURN)]  # noqa: B023  # called at once
+
+
+def slots(_: Bare, args: argparse.Namespace, figures: Figures) -> None:
+    """Two inferences side by side against one: images a second at saturation, and the wait of a lonely client."""
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    waits: dict[int, list[float]] = {1: [], 2: []}
+    with served("--inference-slots", "1") as one, served("--inference-slots", "2") as two:
+        for service in (one, two):
+            asyncio.run(closed_loop(service.port, CLIENTS, 1))
+        for _ in range(args.rounds):
+            for n, service in ((1, one), (2, two)):
+                rates[n].append(asyncio.run(closed_loop(service.port, CLIENTS, args.seconds)))
+                service.connect()
+                waits[n].append(median(_each(service.ask, RAW)))
+    for what, found in (("images/s at saturation", rates), ("median wait of one client", waits)):
+        ratios = [b / a for a, b in zip(found[1], found[2], strict=True)]
+        text = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        figures.rows.append(Row(f"two inferences side by side: {what}, times that of one", text, ""))
 
 
 def start(_: Bare, args: argparse.Namespace, figures: Figures) -> None:
@@ -413,6 +440,7 @@ def _timed(work: Callable[[], Any]) -> float:
 MEASURES = {
     "saturation": saturation,
     "cost": cost,
+    "slots": slots,
     "start": start,
     "overload": overload,
     "memory": memory,

@@ -10,41 +10,35 @@ app's engine, export's parity gate) then holds its outputs against `Golden` with
 Each way a bundle can be bad has its own error below.
 """
 
-import hashlib
 import json
 import math
-import os
-import re
 import shutil
-import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.pixels import ImageError, PixelSpec, load_pixels
-from contract.triplets import KERNELS, TIE_RULES, Kernel, TieRule
-
-FORMAT = "alignet-bundle"
-FORMAT_VERSION = 1
-
-MANIFEST, MODEL, GOLDEN = "manifest.json", "model.onnx", "golden.npz"
-PAYLOAD = (MODEL, GOLDEN)
-"""The files that stand beside the manifest: these, and no others."""
+from contract.files import sha256_of, staged_folder
+from contract.manifest import (
+    FORMAT,
+    FORMAT_VERSION,
+    GOLDEN,
+    MANIFEST,
+    MODEL,
+    PAYLOAD,
+    Manifest,
+    fingerprint,
+    parse_manifest,
+    space_fingerprint,
+)
+from contract.pixels import ImageError, load_pixels
 
 MAX_MANIFEST_BYTES = 2**20
 MAX_GOLDEN_BYTES = 64 * 2**20
-SPACES = ("aligned", "base")
-GRAPH_INPUT = "pixels"
-"""Name of the graph's one input, [n, 3, height, width]; each space is an output [n, size] of its own name."""
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_HEX64 = re.compile(r"[0-9a-f]{64}")
 
 
 class BundleError(ValueError):
@@ -95,113 +89,6 @@ class GoldenMismatch(BundleError):
     """The graph, or the pixels, do not give the golden vectors."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileEntry:
-    """Size in bytes and sha256 (lowercase hex) of one file."""
-
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Space:
-    """One embedding space the graph gives: `aligned`, or `base` where it is a by-product.
-
-    Attributes:
-        size: length of a vector.
-        normalized: whether the graph itself gives unit vectors.
-        similarity: the kernel that judgments in this space use.
-        temperature: T dividing that similarity in the choice probabilities.
-        calibrated: whether T was fitted; entropy means something only then.
-        calibrated_on: what T was fitted on; empty if it was not.
-        fingerprint: `fingerprint()` of this space, vectors as the graph gives them.
-        dimensions: what each value of a vector stands for, in words; empty where they have no meaning of their own.
-    """
-
-    size: int
-    normalized: bool
-    similarity: Kernel
-    temperature: float
-    calibrated: bool
-    calibrated_on: str
-    fingerprint: str
-    dimensions: tuple[str, ...] = field(default_factory=tuple)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseModel:
-    """Where the backbone comes from and under which licence its weights are."""
-
-    name: str
-    source: str
-    license: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One measured number with its 95 % interval and the command that gives it.
-
-    `value`, `low`, `high` are None where the data allow none; `note` then says why.
-    """
-
-    name: str
-    space: str
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-    unit: str
-    note: str
-    command: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class GoldenTolerance:
-    """How far a run may be from the golden vectors and pixels before the bundle is refused.
-
-    `one_minus_cosine` bounds the direction, `relative_norm` the length, `pixel` the largest
-    difference of a pixel in steps of 0..255 (decoders of lossless formats agree exactly;
-    resizing may round differently between releases of Pillow).
-    """
-
-    one_minus_cosine: float
-    relative_norm: float
-    pixel: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """manifest.json. Every field but `calibration` is required; docs/bundle.md says what each one means."""
-
-    format: str
-    format_version: int
-    name: str
-    description: str
-    created: str
-    alignment: str
-    license: str
-    base_model: BaseModel
-    training: dict[str, Any]
-    pixels: PixelSpec
-    spaces: dict[str, Space]
-    precision: str
-    tie_rule: TieRule
-    figures: list[Figure]
-    parity: dict[str, Any]
-    golden: GoldenTolerance
-    files: dict[str, FileEntry]
-    calibration: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The manifest as plain JSON values."""
-        out = asdict(self)
-        out["pixels"] = self.pixels.to_json()
-        for space in out["spaces"].values():
-            if names := space.pop("dimensions"):  # releases before this field read the bundles that have none
-                space["dimensions"] = list(names)
-        return out
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)  # arrays have no one truth value
 class Golden:
     """Images and what they must become.
@@ -229,28 +116,6 @@ class Bundle:
     def model_path(self) -> Path:
         """The ONNX file."""
         return self.path / MODEL
-
-
-def fingerprint(model_sha256: str, pixels: PixelSpec, space: str, *, normalized: bool) -> str:
-    """Space fingerprint: 32 hex digits of sha256 over all that decides an embedding.
-
-    That is: the graph with its weights and alignment head (its sha256), the pixel spec, which output
-    of the graph, and whether vectors are scaled to length 1. Two vectors may be compared only if
-    their fingerprints are equal; an index that stores it never mixes spaces.
-    """
-    decided_by = {"model": model_sha256, "pixels": pixels.to_json(), "space": space, "normalized": normalized}
-    return hashlib.sha256(_canonical(decided_by)).hexdigest()[:32]
-
-
-def space_fingerprint(manifest: Manifest, space: str, *, normalize: bool) -> str:
-    """Fingerprint of vectors of `space`, as the graph gives them or, if `normalize`, scaled to length 1."""
-    sha256 = manifest.files[MODEL].sha256
-    normalized = normalize or manifest.spaces[space].normalized
-    return fingerprint(sha256, manifest.pixels, space, normalized=normalized)
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -297,7 +162,7 @@ def _read_manifest(folder: Path) -> Manifest:
             f"version {FORMAT_VERSION}. Export the bundle again, or install a release that reads it."
         )
     try:
-        return _parse_manifest(raw)
+        return parse_manifest(raw)
     except ValueError as error:
         raise ManifestMalformed(f"{file}: {error}") from error
 
@@ -316,91 +181,6 @@ def _small(text: str) -> int:
     if abs(value := int(text)) >= 2**63:
         raise ValueError(f"{text[:20]}... is no 64-bit integer")
     return value
-
-
-def _parse_manifest(raw: dict[str, Any]) -> Manifest:
-    values = _fields(Manifest, raw, "manifest")
-    values["base_model"] = BaseModel(**_fields(BaseModel, values["base_model"], "base_model"))
-    values["golden"] = GoldenTolerance(**_fields(GoldenTolerance, values["golden"], "golden"))
-    values["pixels"] = PixelSpec.from_json(_object(values["pixels"], "pixels"))
-    values["figures"] = [Figure(**_fields(Figure, f, f"figures[{i}]")) for i, f in enumerate(values["figures"])]
-    for key, kind in (("spaces", Space), ("files", FileEntry)):
-        items = _object(values[key], key)
-        values[key] = {k: kind(**_fields(kind, v, f"{key}.{k}")) for k, v in items.items()}
-    values["spaces"] = {k: replace(v, dimensions=tuple(v.dimensions)) for k, v in values["spaces"].items()}
-    manifest = Manifest(**values)
-    _check_values(manifest)
-    return manifest
-
-
-# Field annotations that are plain enough to check by isinstance; the rest are parsed above.
-_PLAIN: dict[Any, tuple[type, ...]] = {
-    str: (str,),
-    int: (int,),
-    bool: (bool,),
-    float: (int, float),
-    float | None: (int, float, type(None)),
-    dict[str, Any]: (dict,),
-    list[Figure]: (list,),
-    tuple[str, ...]: (list,),
-    Kernel: (str,),
-    TieRule: (str,),
-}
-
-
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} is a {type(value).__name__}; expected an object.")
-    return value
-
-
-def _fields(kind: Any, value: Any, where: str) -> dict[str, Any]:
-    """The fields of dataclass `kind` and no others, plain ones of the right type. Raises ValueError."""
-    given = _object(value, where)
-    known = {f.name: f.type for f in fields(kind)}
-    optional = {f.name for f in fields(kind) if f.default_factory is not MISSING}
-    if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"{where} has unknown fields {unknown}; known are {sorted(known)}.")
-    if missing := sorted(set(known) - set(given) - optional):
-        raise ValueError(f"{where} lacks {missing}.")
-    for name, item in given.items():
-        annotation = known[name]
-        allowed = _PLAIN.get(annotation)
-        # bool is an int to Python, never to us.
-        if allowed and (not isinstance(item, allowed) or (isinstance(item, bool) and bool not in allowed)):
-            raise ValueError(f"{where}.{name} is {item!r}; expected {annotation}.")
-    return dict(given)
-
-
-def _check_values(manifest: Manifest) -> None:
-    """Ranges and choices that types alone do not say. Raises ValueError."""
-    if not _NAME.fullmatch(manifest.name):
-        raise ValueError(f"name is {manifest.name!r}; expected 1 to 64 letters, digits, '.', '_' or '-'.")
-    if manifest.tie_rule not in TIE_RULES:
-        raise ValueError(f"tie_rule is {manifest.tie_rule!r}; expected one of {TIE_RULES}.")
-    if "aligned" not in manifest.spaces or not set(manifest.spaces) <= set(SPACES):
-        raise ValueError(f"spaces are {sorted(manifest.spaces)}; expected 'aligned' and at most 'base' beside it.")
-    for name, space in manifest.spaces.items():
-        if space.similarity not in get_args(Kernel):
-            raise ValueError(f"spaces.{name}.similarity is {space.similarity!r}; expected one of {KERNELS}.")
-        if not 1 <= space.size <= 65_536:
-            raise ValueError(f"spaces.{name}.size is {space.size}; expected 1 to 65536.")
-        if not (math.isfinite(space.temperature) and space.temperature > 0):
-            raise ValueError(f"spaces.{name}.temperature is {space.temperature}; expected a finite number above 0.")
-        if space.calibrated != bool(space.calibrated_on):
-            raise ValueError(f"spaces.{name}: calibrated={space.calibrated} and {space.calibrated_on!r} contradict.")
-        names = space.dimensions
-        words = all(isinstance(text, str) and 0 < len(text.strip()) <= 200 for text in names)
-        if names and not (words and len(names) == len(set(names)) == space.size):
-            wanted = f"{space.size} different ones of at most 200 characters"
-            raise ValueError(f"spaces.{name}.dimensions has {len(names)} names; expected {wanted}.")
-    for name in ("one_minus_cosine", "relative_norm", "pixel"):
-        value = getattr(manifest.golden, name)
-        if not (math.isfinite(value) and 0 <= value < 256):
-            raise ValueError(f"golden.{name} is {value}; expected a finite number from 0.")
-    for name, entry in manifest.files.items():
-        if not _HEX64.fullmatch(entry.sha256) or entry.bytes < 0:
-            raise ValueError(f"files.{name} holds no sha256 of 64 hex digits, or a negative size.")
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
@@ -428,12 +208,6 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             raise FileCorrupt(
                 f"{folder / name} has sha256 {digest}, the manifest states {entry.sha256}. Copy it again."
             )
-
-
-def sha256_of(file: Path) -> str:
-    """Lowercase hex sha256 of a file, read in pieces."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _read_golden(file: Path, manifest: Manifest) -> Golden:
@@ -542,29 +316,6 @@ def check_golden(bundle: Bundle, vectors: Mapping[str, NDArray[np.float32]]) -> 
 
 
 # --- writing ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
-    """A temporary sibling of `target` that becomes it, whole, when the block ends without an error.
-
-    Raises:
-        FileExistsError: `target` is there already; nothing is overwritten.
-    """
-    if target.exists() or target.is_symlink():
-        raise FileExistsError(f"{target} exists; remove it or choose another folder.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield staging
-        for file in filter(Path.is_file, staging.rglob("*")):
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        staging.chmod(0o755)
-        staging.rename(target)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def write_bundle(target: Path, manifest: Manifest, model: Path, golden: Golden) -> Bundle:

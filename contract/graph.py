@@ -3,10 +3,29 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from contract.bundle import GRAPH_INPUT, Bundle, GraphMismatch
+from contract.bundle import Bundle, BundleError, GraphMismatch
+from contract.manifest import GRAPH_INPUT
 
 ELEMENTS = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
 """numpy's names of element types to ONNX Runtime's."""
+
+GPU_ONLY = frozenset({"bf16"})
+"""Precisions of a manifest that ONNX Runtime computes on GPUs, and refuses on CPUs."""
+
+
+class NeedsGpu(BundleError):
+    """The graph computes in a precision that a CPU does not have."""
+
+
+def check_device(bundle: Bundle, device: str) -> None:
+    """Raises NeedsGpu where the device is `cpu` and the graph computes in a precision of `GPU_ONLY`."""
+    precision = bundle.manifest.precision
+    if device == "cpu" and precision in GPU_ONLY:
+        raise NeedsGpu(
+            f"{bundle.path} is of precision {precision!r}, which ONNX Runtime computes on a GPU only; the device is "
+            "'cpu'. Choose device cuda or tensorrt on a machine with a GPU, or export the model again with a "
+            "precision for CPUs: --precision int8-weights fp16-weights fp32."
+        )
 
 
 class Node(Protocol):

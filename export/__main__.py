@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from contract.bundle import read_bundle
+from contract.manifest import MODEL, Figure
 from export import triton
 from export.card import card
+from export.report_figures import figures_of
+from training.evaluation.stored_report import read_report
 
 
 def main() -> None:
@@ -29,8 +32,20 @@ def parser() -> argparse.ArgumentParser:
     _add_bundle(commands)
     described = commands.add_parser("card", help="the model card of a bundle as Markdown, on standard output")
     described.add_argument("bundle", type=Path, help="a bundle folder")
+    _add_report(described, "the manifest's; --report-model may be left out where the report is of this very bundle")
     _add_triton(commands)
     return parser
+
+
+def _add_report(command: argparse.ArgumentParser, instead_of: str) -> None:
+    command.add_argument(
+        "--report",
+        type=Path,
+        help=f"report.json of `python -m training evaluate`, or its folder: its figures instead of {instead_of}",
+    )
+    command.add_argument(
+        "--report-model", metavar="AFTER[:BEFORE]", help="names in the report: whose figures, and compared with which"
+    )
 
 
 def _add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -54,7 +69,7 @@ def _add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         nargs="+",
         default=["int8", "fp16-weights", "fp32"],
         help="precisions the bundle may have, the most wanted first (default: what suits a CPU); "
-        "fp32, fp16-weights, bf16-weights, fp16, int8-weights, int8",
+        "fp32, fp16-weights, bf16-weights, int8-weights, int8; fp16 and bf16, for GPUs",
     )
     command.add_argument("--force", action="store_true", help="let an int8 precision leave above its limits")
     command.add_argument("--space", choices=("aligned", "both"), help="serve the base space beside; both, if there is")
@@ -81,6 +96,7 @@ def _add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "image_2, odd_position); a run with --data is calibrated on its own held-out splits",
     )
     command.add_argument("--held-out", type=Path, help="concepts of --calibrate that the model was not fitted on")
+    _add_report(command, "the run's own; needs --report-model")
     server = command.add_argument_group("for parity in Triton")
     server.add_argument(
         "--triton",
@@ -121,10 +137,13 @@ def _bundle(args: argparse.Namespace) -> None:
     )
     if args.out.exists():
         raise FileExistsError(f"{args.out} exists; remove it or choose another folder.")
+    figures = _reported(args)
     source, images, calibrator = _of_run(args) if Path(args.source).is_dir() else _of_model(args)
     if args.space is not None:
         source = serving(source, args.space)
     source = replace(source, input=args.input)
+    if figures is not None:
+        source = replace(source, figures=figures)
     if args.dimensions is not None:
         source = replace(source, dimensions=read_dimensions(args.dimensions))
     bundle, report = package(source, images, args.out, options, calibrator)
@@ -199,7 +218,20 @@ def _of_model(args: argparse.Namespace) -> Any:
 
 
 def _card(args: argparse.Namespace) -> None:
-    print(card(read_bundle(args.bundle).manifest), end="")
+    manifest = read_bundle(args.bundle).manifest
+    figures = _reported(args, manifest.files[MODEL].sha256)
+    print(card(manifest) if figures is None else card(replace(manifest, figures=figures), reported=True), end="")
+
+
+def _reported(args: argparse.Namespace, graph: str | None = None) -> list[Figure] | None:
+    """Figures of --report, read before anything slow; None where none was given."""
+    if args.report is None:
+        if args.report_model is not None:
+            raise ValueError("--report-model is of a report; give --report too.")
+        return None
+    if args.report_model is None and graph is None:
+        raise ValueError("--report needs --report-model: the bundle is still to be made, and has no name in a report.")
+    return figures_of(read_report(args.report), args.report_model, graph)
 
 
 def _add_triton(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -1,16 +1,23 @@
-"""The model card of a bundle as Markdown, every number from its manifest."""
+"""The model card of a bundle as Markdown, every number from its manifest, or its figures from an evaluation."""
 
-from contract.bundle import Figure, Manifest
+from contract.manifest import Figure, Manifest
+from export.report_figures import DIFFERENCE
 
 
-def card(manifest: Manifest) -> str:
-    """Render the card. Figures that exist before and after alignment share a row."""
+def card(manifest: Manifest, *, reported: bool = False) -> str:
+    """Render the card. Figures that exist before and after alignment share a row.
+
+    Args:
+        manifest: of the bundle.
+        reported: whether its figures are those of a report, which stand in no manifest.
+    """
     m = manifest
+    source = "the manifest; figures from a report of `python -m training evaluate`" if reported else "the manifest"
     maker = "Made by `make starter`; this page by" if m.name == "starter" else "This page is made by"
     lines = [
         f"# Model card: {m.name}",
         "",
-        f"{m.description} {maker} `python -m export card`, from the manifest.",
+        f"{m.description} {maker} `python -m export card`, from {source}.",
         "",
         f"- Base model: {m.base_model.name} ({m.base_model.source}; {m.base_model.license})",
         f"- Alignment: {m.alignment}",
@@ -27,10 +34,8 @@ def card(manifest: Manifest) -> str:
         lines += ["- Data: " + "; ".join(f"{d['name']} ({d['source']}; {d['license']})" for d in data)]
     if m.figures:
         lines += ["", "## Figures", "", f"Command: `{m.figures[0].command}`.", ""]
-        lines += ["| figure | before (base) | after (aligned) | n |", "|---|---|---|---|"]
-        lines += _figure_rows(m.figures)
-        notes = dict.fromkeys(f"{f.name}: {f.note}." for f in m.figures if f.space == "aligned")
-        lines += ["", *(f"- {note}" for note in notes)]
+        lines += _figure_table(m.figures)
+        lines += ["", *(f"- {'; '.join(names)}: {note}." for note, names in _notes(m.figures).items())]
     if m.calibration:
         lines += _calibration(m)
     if m.parity:
@@ -81,18 +86,30 @@ def _parity(m: Manifest) -> list[str]:
     return lines
 
 
-def _figure_rows(figures: list[Figure]) -> list[str]:
+def _figure_table(figures: list[Figure]) -> list[str]:
+    """A row for each figure, a column for each space that has any, and one for paired differences."""
+    heads = {"base": "before (base)", "aligned": "after (aligned)", DIFFERENCE: "difference, paired"}
+    spaces = [space for space in heads if space == "aligned" or any(f.space == space for f in figures)]
     by_name: dict[str, dict[str, Figure]] = {}
     for figure in figures:
         by_name.setdefault(figure.name, {})[figure.space] = figure
-    return [
-        f"| {name} ({one.unit}) | {_value(pair.get('base'))} | {_value(pair.get('aligned'))} | {one.n} |"
-        for name, pair in by_name.items()
-        for one in [pair.get("aligned") or pair["base"]]
-    ]
+    lines = [f"| figure | {' | '.join(heads[space] for space in spaces)} | n |", "|---|" + "---|" * (len(spaces) + 1)]
+    for name, found in by_name.items():
+        one = found.get("aligned") or next(iter(found.values()))
+        cells = " | ".join(_value(found.get(space), "+" if space == DIFFERENCE else "") for space in spaces)
+        lines.append(f"| {name} ({one.unit}) | {cells} | {one.n} |")
+    return lines
 
 
-def _value(figure: Figure | None) -> str:
+def _notes(figures: list[Figure]) -> dict[str, list[str]]:
+    """The names of the figures that share a note."""
+    out: dict[str, list[str]] = {}
+    for name, figure in {f.name: f for f in figures if f.space != "base"}.items():
+        out.setdefault(figure.note, []).append(name)
+    return out
+
+
+def _value(figure: Figure | None, sign: str) -> str:
     if figure is None or figure.value is None:
         return "none"
-    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+    return f"{figure.value:{sign}.3f} [{figure.low:{sign}.3f}, {figure.high:{sign}.3f}]"

@@ -10,7 +10,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from contract.bundle import GRAPH_INPUT
+from contract.manifest import GRAPH_INPUT
 from contract.pixels import PixelSpec, PixelType
 from training.align import POWER_FLOOR, Transform
 from training.encoders import Encoder

@@ -1,5 +1,6 @@
 """Did the judgments survive? Every precision, in every runtime, against torch on the same photos and triplets."""
 
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,24 +11,33 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from contract import triplets
-from contract.bundle import GRAPH_INPUT
+from contract.graph import GPU_ONLY
+from contract.manifest import GRAPH_INPUT
 from contract.pixels import PixelSpec, normalize
 from contract.triplets import Kernel
-from export.graph import Spaces
+from export.bfloat16 import open_twin
+from export.graph import OPSET, Spaces
 from export.precision import Precision
 
 BATCH = 8
 BEYOND = 1e9
 """Stands for a difference that is not finite: beyond every gate, and JSON can hold it."""
 NEIGHBOURS = 10
+EMULATED = "emulated on CPU"
+"""The runtime of a row whose graph no GPU ran: its twin did, on a CPU, see `export.bfloat16`."""
+CUDA = "onnxruntime, CUDA"
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 MAX_COSINE = {
     "fp32": 1e-5,
     "fp16-weights": 1e-3,
     "bf16-weights": 1e-3,
     "fp16": 1e-3,
+    "bf16": 1e-3,
     "int8-weights": 1e-2,
     "int8": 1e-2,
 }
@@ -36,6 +46,7 @@ MAX_FLIPS = {
     "fp16-weights": 0.002,
     "bf16-weights": 0.005,
     "fp16": 0.002,
+    "bf16": 0.005,
     "int8-weights": 0.01,
     "int8": 0.01,
 }
@@ -44,6 +55,7 @@ MAX_ENTROPY_CHANGE = {
     "fp16-weights": 0.02,
     "bf16-weights": 0.05,
     "fp16": 0.02,
+    "bf16": 0.05,
     "int8-weights": 0.1,
     "int8": 0.1,
 }
@@ -100,19 +112,52 @@ class Runtime:
     bytes: int
 
 
-def onnx_runtime(file: Path, outputs: tuple[str, ...], spec: PixelSpec) -> Runtime:
-    """The graph in ONNX Runtime on the CPU.
+def onnx_runtime(file: Path, outputs: tuple[str, ...], spec: PixelSpec, precision: Precision = "fp32") -> Runtime:
+    """The graph in ONNX Runtime on the CPU; its twin where a CPU does not compute in `precision`.
 
     Args:
         outputs: that it gives.
         spec: of the pixels that it takes.
     """
-    session = open_session(file)
+    name = EMULATED if precision in GPU_ONLY else "onnxruntime"
+    return _runtime(name, open_session(file, precision), file, outputs, spec)
 
+
+def cuda_runtime(file: Path, outputs: tuple[str, ...], spec: PixelSpec) -> Runtime | None:
+    """The graph in ONNX Runtime on a GPU; None where ONNX Runtime runs none on one.
+
+    Raises:
+        ValueError: there is a GPU, and ONNX Runtime does not run the graph on it.
+    """
+    if _CUDA not in ort.get_available_providers() or not _runs_on_cuda():
+        return None
+    options = [(_CUDA, {"cudnn_conv_algo_search": "HEURISTIC"})]
+    try:
+        session = ort.InferenceSession(str(file), providers=[*options, _CPU])
+    except Exception as error:  # ONNX Runtime's own kinds
+        raise ValueError(
+            f"ONNX Runtime {ort.__version__} does not open {file.stem} on the GPU: "
+            f"{textwrap.shorten(str(error), 300)}. Install a newer onnxruntime-gpu, or leave this precision out."
+        ) from error
+    return _runtime(CUDA, session, file, outputs, spec)
+
+
+def _runs_on_cuda() -> bool:
+    """Whether a session gets the GPU: the package may be installed without a driver, or for another CUDA."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Exp", ["x"], ["y"])], "exp", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    session = ort.InferenceSession(model.SerializeToString(), providers=[_CUDA, _CPU])
+    return bool(session.get_providers()[0] == _CUDA)
+
+
+def _runtime(
+    name: str, session: ort.InferenceSession, file: Path, outputs: tuple[str, ...], spec: PixelSpec
+) -> Runtime:
     def run(pixels: NDArray[np.uint8]) -> Vectors:
         return dict(zip(outputs, session.run(list(outputs), {GRAPH_INPUT: taken(pixels, spec)}), strict=True))
 
-    return Runtime("onnxruntime", run, file.stat().st_size)
+    return Runtime(name, run, file.stat().st_size)
 
 
 def taken(pixels: NDArray[np.uint8], spec: PixelSpec) -> NDArray[Any]:
@@ -182,11 +227,13 @@ def compare(
     )
 
 
-def open_session(file: Path) -> ort.InferenceSession:
-    """The graph on the CPU, its threads asleep between operators: spinning ones starve others on shared CPUs."""
+def open_session(file: Path, precision: str) -> ort.InferenceSession:
+    """The graph, or its twin, on the CPU, its threads asleep between operators: spinning ones starve others."""
     options = ort.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    if precision in GPU_ONLY:
+        return open_twin(file, options)
+    return ort.InferenceSession(str(file), options, providers=[_CPU])
 
 
 def one_minus_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
@@ -223,9 +270,11 @@ def _milliseconds(run: Any, images: int) -> float:
 
 def table(rows: list[Parity]) -> str:
     """The report as text, one line for each precision and runtime."""
-    head = "precision     runtime      1-cos    flips  d-entropy  top-10  batch-diff  ms alone  ms batch  MB     passed"
+    width = max([11, *(len(r.runtime) for r in rows)])
+    head = f"precision     {'runtime':{width}}  1-cos    flips  d-entropy  top-10  batch-diff  ms alone  ms batch  MB"
+    head += "     passed"
     lines = [
-        f"{r.precision:12}  {r.runtime:11} {r.one_minus_cosine:8.1e} {r.flips:7.2%} {r.entropy_change:9.1e} "
+        f"{r.precision:12}  {r.runtime:{width}} {r.one_minus_cosine:8.1e} {r.flips:7.2%} {r.entropy_change:9.1e} "
         f"{r.neighbours:8.3f} {r.batch_difference:11.1e} {r.milliseconds_alone:9.1f} {r.milliseconds_in_batch:9.1f} "
         f"{r.bytes / 1e6:6.1f}  {r.passed}"
         for r in rows

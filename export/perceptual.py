@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from contract.bundle import Figure, sha256_of
+from contract.files import sha256_of
+from contract.manifest import Figure
 from export.graph import EmbeddingModel
 from export.sources import Source
 from training.perceptual.embedding import HEAD, SHAPE

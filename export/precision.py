@@ -7,11 +7,11 @@ bf16-weights   weights stored as bfloat16, computed in float32: the same size, l
 int8-weights   weights of products stored as int8 in blocks of 32 with a scale each, the other large ones as float16,
                computed in float32: a quarter of the file, the same speed
 fp16           weights and arithmetic in float16; for GPUs, a CPU is slower at it than at float32
+bf16           products in bfloat16, for GPUs alone: ONNX Runtime on a CPU has none (`export.bfloat16`)
 int8           weights and activations of products in int8: transformers dynamically, with ranges of each batch;
                convolutional networks statically, with ranges measured on given images
 """
 
-import textwrap
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +19,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from contract.bundle import GRAPH_INPUT
+from contract.manifest import GRAPH_INPUT
+from export.bfloat16 import bfloat16_tensor, brain
 
-Precision = Literal["fp32", "fp16-weights", "bf16-weights", "fp16", "int8-weights", "int8"]
+Precision = Literal["fp32", "fp16-weights", "bf16-weights", "fp16", "bf16", "int8-weights", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 # Smaller tensors (biases, clip bounds, the exponent) gain nothing and would lose digits.
@@ -36,26 +36,9 @@ BLOCK = 32
 
 
 def require_known(asked: tuple[str, ...]) -> None:
-    """Raises ValueError naming a precision that there is not, and why there is no bf16."""
-    if "bf16" in asked and (reason := why_no_bf16()):
-        raise ValueError(
-            f"bf16 cannot be checked here, so it cannot be exported: ONNX Runtime {ort.__version__} on a CPU refuses "
-            f"a product in bfloat16 ({reason}). fp16 is for GPUs; bf16-weights stores bfloat16 and computes in float32."
-        )
+    """Raises ValueError naming a precision that there is not."""
     if unknown := sorted(set(asked) - set(PRECISIONS)):
         raise ValueError(f"--precision {' '.join(unknown)}; expected {', '.join(PRECISIONS)}.")
-
-
-def why_no_bf16() -> str:
-    """What ONNX Runtime says to a matrix product in bfloat16 on this CPU; empty if it computes one."""
-    x, w, y = (helper.make_tensor_value_info(name, TensorProto.BFLOAT16, [2, 2]) for name in "xwy")
-    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "product", [x, w], [y])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    try:
-        ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own kinds
-        return textwrap.shorten(str(error), 120)
-    return ""
 
 
 def convert(source: Path, target: Path, precision: Precision, calibration: NDArray[Any]) -> None:
@@ -70,6 +53,7 @@ def convert(source: Path, target: Path, precision: Precision, calibration: NDArr
         "bf16-weights": lambda: onnx.save(_small_weights(onnx.load(str(source)), _brains), str(target)),
         "int8-weights": lambda: onnx.save(_small_weights(onnx.load(str(source)), _blocks), str(target)),
         "fp16": lambda: onnx.save(_half(onnx.load(str(source))), str(target)),
+        "bf16": lambda: onnx.save(brain(onnx.load(str(source))), str(target)),
         "int8": lambda: _int8(source, target, calibration),
     }
     writers[precision]()
@@ -124,10 +108,7 @@ def _halves(name: str, array: NDArray[np.float32]) -> Stored:
 
 
 def _brains(name: str, array: NDArray[np.float32]) -> Stored:
-    """Bfloat16 is the upper half of float32; rounded to the nearest, and to even between two."""
-    bits = np.ascontiguousarray(array).view(np.uint32)
-    upper = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
-    return _widened(name, helper.make_tensor(f"{name}_bf16", TensorProto.BFLOAT16, array.shape, upper, raw=True))
+    return _widened(name, bfloat16_tensor(array, f"{name}_bf16"))
 
 
 def _widened(name: str, stored: onnx.TensorProto) -> Stored:

@@ -14,7 +14,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from contract.bundle import Figure, sha256_of
+from contract.files import sha256_of
+from contract.manifest import Figure
 from contract.pixels import PixelSpec, PixelType
 from contract.triplets import Kernel
 from export.graph import AlignedModel, EmbeddingModel, FloatPixels, Spaces

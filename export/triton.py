@@ -19,8 +19,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from contract.bundle import GOLDEN, GRAPH_INPUT, MANIFEST, MODEL, Bundle, check_golden, read_bundle, staged_folder
-from contract.graph import Node, check_graph
+from contract.bundle import Bundle, check_golden, read_bundle
+from contract.files import staged_folder
+from contract.graph import GPU_ONLY, Node, check_device, check_graph
+from contract.manifest import GOLDEN, GRAPH_INPUT, MANIFEST, MODEL
 
 Backend = Literal["onnxruntime", "python"]
 Device = Literal["cpu", "cuda", "tensorrt"]
@@ -87,7 +89,8 @@ def write_repository(bundle_path: Path, target: Path, options: Options) -> Path:
         folder of the model inside the repository.
 
     Raises:
-        BundleError: the bundle is bad, or its graph does not give its golden vectors.
+        BundleError: the bundle is bad, its graph does not give its golden vectors, or it needs a GPU and is to run
+            on a CPU.
         ValueError: a full batch is more than one call can carry, or more than this machine can run.
         FileExistsError: `target` exists.
         OSError: it cannot be written; nothing is left behind.
@@ -95,6 +98,7 @@ def write_repository(bundle_path: Path, target: Path, options: Options) -> Path:
     """
     with staged_folder(target) as staging:
         bundle = read_bundle(bundle_path)
+        check_device(bundle, options.device)
         inputs, outputs = _prove(bundle, options.batch)
         folder = staging / bundle.manifest.name
         version = folder / VERSION
@@ -118,7 +122,7 @@ def _prove(bundle: Bundle, batch: int) -> tuple[Sequence[Node], Sequence[Node]]:
             f"a batch of {batch} images of {spec.width} x {spec.height} has {bytes_in} bytes of pixels and {bytes_out} "
             f"of vectors; one gRPC message carries at most {MAX_MESSAGE_BYTES}. Choose a smaller --max-batch."
         )
-    session = ort.InferenceSession(str(bundle.model_path), providers=["CPUExecutionProvider"])
+    session = _open(bundle)
     check_graph(bundle, session.get_inputs(), session.get_outputs())
     check_golden(bundle, _run(session, bundle.golden.pixels))
     try:
@@ -131,6 +135,17 @@ def _prove(bundle: Bundle, batch: int) -> tuple[Sequence[Node], Sequence[Node]]:
         if full[name].shape != (batch, space.size):
             raise ValueError(f"a batch of {batch} gives {name} of {full[name].shape}; expected {(batch, space.size)}.")
     return session.get_inputs(), session.get_outputs()
+
+
+def _open(bundle: Bundle) -> ort.InferenceSession:
+    """The graph on this machine's CPU, or its twin; golden vectors of a twin are only near those of a GPU."""
+    if bundle.manifest.precision not in GPU_ONLY:
+        return ort.InferenceSession(str(bundle.model_path), providers=["CPUExecutionProvider"])
+    try:
+        from export.bfloat16 import open_twin  # here: other bundles need no onnx
+    except ImportError as error:
+        raise ImportError(f"{error}; run: pip install 'alignet-serve[train]'.") from error
+    return open_twin(bundle.model_path, ort.SessionOptions())
 
 
 def _run(session: ort.InferenceSession, pixels: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
@@ -169,7 +184,7 @@ def config_text(bundle: Bundle, inputs: Sequence[Node], outputs: Sequence[Node],
         config.parameters[key].string_value = value
     if options.device == "tensorrt" and options.backend == "onnxruntime":
         accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
-        accelerator.parameters.update(_tensorrt(inputs[0], options))
+        accelerator.parameters.update(_tensorrt(inputs[0], options, bundle.manifest.precision))
     for batch in _warm_batches(options):
         warmup = config.model_warmup.add(name=f"batch of {batch}", batch_size=batch)
         for tensor in config.input:
@@ -187,6 +202,7 @@ def _parameters(bundle: Bundle, options: Options) -> dict[str, str]:
     if options.backend == "python":
         return values | {
             "device": options.device,
+            "precision": bundle.manifest.precision,
             "threads": str(options.threads),
             "engine_cache": options.engine_cache,
         }
@@ -199,12 +215,14 @@ def _parameters(bundle: Bundle, options: Options) -> dict[str, str]:
     return values
 
 
-def _tensorrt(pixels: Node, options: Options) -> dict[str, str]:
+def _tensorrt(pixels: Node, options: Options, precision: str) -> dict[str, str]:
     """Options of the TensorRT accelerator: one engine for every batch size, in the graph's own precision."""
     sizes = {"min": 1, "opt": options.batch, "max": options.batch}
     shape = "x".join(str(axis) for axis in pixels.shape[1:])
     values = {f"trt_profile_{name}_shapes": f"{pixels.name}:{size}x{shape}" for name, size in sizes.items()}
-    values |= {"precision_mode": "FP32", "max_workspace_size_bytes": str(2**30)}
+    # TensorRT has no bfloat16 unless it is let, whatever types the graph has.
+    mode = "BF16" if precision == "bf16" else "FP32"
+    values |= {"precision_mode": mode, "max_workspace_size_bytes": str(2**30)}
     if options.engine_cache:
         values |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": options.engine_cache}
     return values

@@ -93,7 +93,8 @@ def open_session(model: Path, values: dict[str, str], device_id: int) -> ort.Inf
     on_gpu: dict[str, Any] = {"device_id": device_id}
     cuda = (PROVIDERS["cuda"], on_gpu | {"cudnn_conv_algo_search": "HEURISTIC"})
     cache = {"trt_engine_cache_enable": True, "trt_engine_cache_path": values["engine_cache"]}
-    tensorrt = (PROVIDERS["tensorrt"], on_gpu | (cache if values["engine_cache"] else {}))
+    narrow = {"trt_bf16_enable": True} if values["precision"] == "bf16" else {}
+    tensorrt = (PROVIDERS["tensorrt"], on_gpu | narrow | (cache if values["engine_cache"] else {}))
     wanted = {"cpu": [], "cuda": [cuda], "tensorrt": [tensorrt, cuda]}[values["device"]]
     session = ort.InferenceSession(str(model), options, providers=[*wanted, PROVIDERS["cpu"]])
     if (got := session.get_providers()[0]) != PROVIDERS[values["device"]]:

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.bundle import GRAPH_INPUT, Bundle
+from contract.bundle import Bundle
+from contract.graph import GPU_ONLY
+from contract.manifest import GRAPH_INPUT
 from export.parity import BATCH, Runtime, Vectors, taken
 from export.triton import VERSION, Backend, Device, Options, write_repository
 
@@ -47,6 +49,15 @@ def require_live(server: Server) -> None:
         # Not whether it is ready: that it is not while any model loads or unloads.
         if not client.is_server_live(client_timeout=CALL_SECONDS):
             raise ValueError(f"Triton at {server.url} is not live.")
+
+
+def require_device(server: Server, precisions: tuple[str, ...]) -> None:
+    """Raises ValueError for a precision that the server's device does not have."""
+    if server.device == "cpu" and (wrong := sorted(GPU_ONLY.intersection(precisions))):
+        raise ValueError(
+            f"--precision {' '.join(wrong)} with --triton-device cpu: ONNX Runtime computes it on GPUs only. Choose "
+            "--triton-device cuda or tensorrt, or leave it out of --precision or --triton out of the command."
+        )
 
 
 def unused_name() -> str:

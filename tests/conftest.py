@@ -50,7 +50,10 @@ def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def serve(toy_bundle: Path) -> Iterator[Callable[..., Any]]:
-    """`serve(**settings)`: a client of a ready app over the toy bundle, or over another `bundle=`."""
+    """`serve(**settings)`: a client of a ready app over the toy bundle, or over another `bundle=`.
+
+    One inference at a time unless told otherwise, so that a test that stops one stops the engine, on any machine.
+    """
     from contextlib import ExitStack
 
     from fastapi.testclient import TestClient
@@ -61,7 +64,8 @@ def serve(toy_bundle: Path) -> Iterator[Callable[..., Any]]:
     with ExitStack() as stack:
 
         def start(*, raise_bugs: bool = True, **settings: Any) -> TestClient:
-            app = create_app(Settings(**{"bundle": toy_bundle, **settings}))
+            one = {} if "triton_url" in settings else {"inference_slots": 1}
+            app = create_app(Settings(**{"bundle": toy_bundle, **one, **settings}))
             client = stack.enter_context(TestClient(app, raise_server_exceptions=raise_bugs))
             until = time.monotonic() + 30
             while client.get("/health/ready").status_code != 200:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from contract.bundle import BaseModel, Golden, GoldenTolerance, Manifest, Space, write_bundle
+from contract.bundle import Golden, write_bundle
+from contract.manifest import BaseModel, GoldenTolerance, Manifest, Space
 from contract.pixels import PixelSpec, PixelType, load_pixels
 
 SIDE, SIZE = 8, 5

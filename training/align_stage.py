@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.bundle import sha256_of
+from contract.files import sha256_of
 from contract.triplets import Kernel
 from training import evaluate
 from training.align import AlignConfig, Transform, uncertainty_distillation

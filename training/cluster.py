@@ -38,7 +38,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from training.stage import blocks, claim, read_features, whole, write_array, write_json
+from contract.files import whole
+from training.stage import blocks, claim, read_features, write_array, write_json
 
 CHECKPOINT_SECONDS = 10.0
 """A fit is saved when it is complete, and after an iteration if this much time has passed since."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from contract.bundle import BaseModel
+from contract.manifest import BaseModel
 from contract.pixels import PixelSpec
 from training.encoders import Encoder
 

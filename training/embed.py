@@ -29,11 +29,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from contract.files import whole
 from contract.pixels import PixelSpec
 from training.encoders import Encoder, features_of, weights_digest
 from training.images import Images, UnreadableImage, digest_of, load_image, require_present
 from training.processes import Place, place, require_device
-from training.stage import claim, whole, write_array, write_json
+from training.stage import claim, write_array, write_json
 
 
 @dataclass(frozen=True, kw_only=True)

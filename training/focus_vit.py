@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from contract.bundle import BaseModel
+from contract.manifest import BaseModel
 from contract.pixels import PixelSpec
 from training.encoders import Encoder
 from training.timm_models import TimmFeatures

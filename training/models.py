@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from contract.bundle import BaseModel
+from contract.manifest import BaseModel
 from training.efficientnet import efficientnet_lite2
 from training.encoders import Encoder
 from training.focus_vit import vit_small_focus

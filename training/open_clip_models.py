@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from contract.bundle import BaseModel
+from contract.manifest import BaseModel
 from contract.pixels import PixelSpec
 from training.encoders import Encoder, Normalized
 from training.images import optional

@@ -86,10 +86,12 @@ def read_photos(manifest: Path, n_concepts: int) -> Photos:
         raise ValueError(f"{manifest} lists no photo.")
     cells = [to_int(manifest, i, row, "things_index", empty=NO_CONCEPT) for i, row in enumerate(rows)]
     concept = np.array(cells, np.int64)
-    if ((concept < NO_CONCEPT) | (concept >= n_concepts)).any():
-        row = int(((concept < NO_CONCEPT) | (concept >= n_concepts)).argmax())
+    outside = (concept < NO_CONCEPT) | (concept >= n_concepts)
+    if outside.any():
+        row = int(outside.argmax())
         raise ValueError(
-            f"{manifest}, row {row}: things_index {concept[row]}; expected 0 to {n_concepts - 1} or empty."
+            f"{manifest}, row {row}: things_index {concept[row]}; expected 0 to {n_concepts - 1} or empty. "
+            f"{int(outside.sum())} of {len(outside)} rows are outside."
         )
     photos = Photos(
         root=manifest.parent,

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from contract.files import whole
 from training.align import Transform
 from training.folds import Fold, object_folds
 from training.probing import TIE_RULE, ProbeConfig, ProbeData, fit_probe
-from training.stage import claim, whole
+from training.stage import claim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,16 @@ class Probed:
     results: list[dict[str, Any]]
 
 
-def probe(data: ProbeData, config: ProbeConfig, grid: Grid, out: Path, *, seed: int, device: str = "cpu") -> Probed:
+def probe(
+    data: ProbeData,
+    config: ProbeConfig,
+    grid: Grid,
+    out: Path,
+    *,
+    seed: int,
+    device: str = "cpu",
+    every_fold: bool = False,
+) -> Probed:
     """Fit every cell of the grid on every fold, keep the best, and write a folder; killed, the same call goes on.
 
     identity.json      config, grid, seed, sha256 of the data, versions
@@ -65,6 +75,7 @@ def probe(data: ProbeData, config: ProbeConfig, grid: Grid, out: Path, *, seed: 
         out: folder to make or to continue.
         seed: of the folds and of every fit.
         device: where torch computes.
+        every_fold: keep the transforms of all folds of the best cell; `fold_transform` reads them.
 
     Raises:
         ValueError: bad data, or `out` belongs to another grid.
@@ -95,9 +106,9 @@ def probe(data: ProbeData, config: ProbeConfig, grid: Grid, out: Path, *, seed: 
                 results[-1] |= fitted.figures
             with whole(out / "results.jsonl") as stream:
                 stream.writelines(f"{json.dumps(line, allow_nan=False)}\n".encode() for line in results)
-            _tidy(out, results, grid.folds)
+            _tidy(out, results, grid.folds, every_fold)
             bar.update()
-    _tidy(out, results, grid.folds)
+    _tidy(out, results, grid.folds, every_fold)
     best = _best(results, grid.folds)
     if best is None:
         first = next(line["error"] for line in results if "error" in line)
@@ -108,6 +119,11 @@ def probe(data: ProbeData, config: ProbeConfig, grid: Grid, out: Path, *, seed: 
     with whole(out / "summary.json") as stream:
         stream.write((json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
     return Probed(transform, summary, results)
+
+
+def fold_transform(out: Path, probed: Probed, fold: int) -> Transform:
+    """The transform of one fold of the best cell, of a grid that kept every fold."""
+    return Transform.load(_file(out, probed.summary["cell"], fold))
 
 
 def _describe(cell: int, config: ProbeConfig, fold: Fold, seed: int) -> dict[str, Any]:
@@ -149,12 +165,12 @@ def _best(results: list[dict[str, Any]], folds: int) -> dict[str, Any] | None:
     return min(cell, key=lambda line: line["cross_entropy"])
 
 
-def _tidy(out: Path, results: list[dict[str, Any]], folds: int) -> None:
-    """Remove the transforms of complete cells, but the best one."""
+def _tidy(out: Path, results: list[dict[str, Any]], folds: int, every_fold: bool) -> None:
+    """Remove the transforms of complete cells, but the best one, or those of the best cell."""
     best = _best(results, folds)
     for lines in _complete(results, folds):
         for line in lines:
-            if line is not best:
+            if line is not best and not (every_fold and best is not None and line["cell"] == best["cell"]):
                 _file(out, line["cell"], line["fold"]).unlink(missing_ok=True)
 
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from contract.files import whole
 from training.encoders import Encoder, Normalized
 from training.processes import place
-from training.stage import whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from contract.files import whole
 from training.evaluate import Estimate
 from training.recipes import recipes_of
 from training.run import Data, read_data, require_inputs, split_concepts
-from training.stage import whole
 from training.student import StudentRecipe
 from training.student_figures import Split, student_figures
 

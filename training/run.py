@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract import triplets
-from contract.bundle import sha256_of
+from contract.files import sha256_of
 from contract.triplets import Kernel
 from training import evaluate
 from training.align import Transform, uncertainty_distillation

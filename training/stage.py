@@ -1,36 +1,22 @@
-"""What every long stage needs: files that appear whole, a folder's identity, features that are checked once."""
+"""What every long stage needs: arrays and JSON that appear whole, a folder's identity, features checked once."""
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from contract.files import whole
+
 BLOCK = 2**22
 """Bytes of features held at once while they are read through: few enough for the cache."""
-
-
-@contextmanager
-def whole(file: Path) -> Iterator[BinaryIO]:
-    """A stream to write `file` with; the file is either as it was before or whole, whatever kills the process."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_array(file: Path, array: NDArray[Any]) -> None:

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from contract.files import whole
 from training import timm_models
 from training.encoders import Encoder
 from training.perceptual.embedding import HEAD, SHAPE, Headed, read_head, read_shape, shaped, write_head
 from training.readout import Readout, read_readout, readout_like, write_readout
-from training.stage import whole
 
 READOUT = "readout.safetensors"
 

@@ -58,7 +58,8 @@ def read_responses(path: Path, n_concepts: int) -> Responses:
     if outside.any():
         row = int(outside.any(1).argmax())
         raise ValueError(
-            f"{path}, row {row}: concepts {concepts[row].tolist()}; expected 0 to {n_concepts - 1}. Is it 1-based?"
+            f"{path}, row {row}: concepts {concepts[row].tolist()}; expected 0 to {n_concepts - 1}. Is it 1-based? "
+            f"{int(outside.any(1).sum())} of {len(rows)} rows are outside."
         )
     ordered = np.sort(concepts, axis=1)
     repeated = (ordered[:, 1:] == ordered[:, :-1]).any(1) | (odd < 0) | (odd > 2)

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from contract.bundle import BaseModel
+from contract.manifest import BaseModel
 from contract.pixels import PixelSpec, Resample
 from training.encoders import Encoder, Normalized
 

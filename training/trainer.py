@@ -35,10 +35,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from contract import triplets
+from contract.files import whole
 from training.encoders import Encoder
 from training.feeds import Step
 from training.processes import place, require_device
-from training.stage import whole
 from training.student_model import Adaptation, StudentModel, transformer_blocks
 
 Loss = Literal["kl", "jsd", "hard"]

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from contract.bundle import sha256_of
+from contract.files import sha256_of, whole
 from training.align import Transform
-from training.stage import blocks, claim, read_features, whole, write_json
+from training.stage import blocks, claim, read_features, write_json
 
 DINO_IN_PLACE_OF_DINOV2 = "2bcb2d77346fbaec29326edc54bc03060145ecbb1fb5d80c3c7733241a71dd69"
 """Sha256 of gLocal's transforms/dino-vit-base-p16/norm/transform.npz. Its dinov2-vit-base-p14/norm/transform.npz has

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from training.stage import whole
+from contract.files import whole
 
 KEYS = {"filenames": "SU", "similarities": "f", "indices": "iu"}
 """The arrays of a file and the numpy kinds that each may be of."""

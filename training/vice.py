@@ -35,8 +35,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contract import triplets
+from contract.files import whole
 from contract.triplets import TieRule
-from training.stage import read_npz, whole
+from training.stage import read_npz
 from training.things import read_vice
 
 TIE_RULE: TieRule = "rounded"

@@ -55,7 +55,8 @@ def read_triplets(path: Path, n_objects: int, *, odd: Odd) -> NDArray[np.int64]:
     for wrong, what in ((outside, f"expected objects 0 to {n_objects - 1}"), (repeated, "an object stands twice")):
         if wrong.any():
             row = int(wrong.argmax())
-            raise ValueError(f"{path}, row {row}: {rows[row].tolist()}; {what}.")
+            count = f"{int(wrong.sum())} of {len(rows)} rows are wrong"
+            raise ValueError(f"{path}, row {row}: {rows[row].tolist()}; {what}. {count}.")
     return rows if odd == "last" else np.ascontiguousarray(rows[:, [1, 2, 0]])
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from contract import triplets
-from training.stage import claim, whole, write_json
+from contract.files import whole
+from training.stage import claim, write_json
 from training.vice import (
     TIE_RULE,
     Posterior,

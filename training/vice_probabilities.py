@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from contract import triplets
-from contract.bundle import sha256_of
+from contract.files import sha256_of
 from training.stage import claim, write_array, write_json
 from training.vice import mean_probabilities, read_embeddings
 from training.vice_data import Odd, read_triplets

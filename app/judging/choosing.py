@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from app.judging.study import Study
 from contract import triplets
-from contract.bundle import Space
+from contract.manifest import Space
 
 Kind = Literal["practice", "main", "catch"]
 Source = Literal["unsure", "explore", "repeat", "obvious"]

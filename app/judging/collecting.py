@@ -10,17 +10,18 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, ParamSpec, TypeVar
+from typing import Literal, NamedTuple, ParamSpec, TypeVar, get_args
 
 import numpy as np
 
 from app.errors import ServiceError
-from app.judging.choosing import Chooser, Key, NoneLeft, kinds
+from app.judging.choosing import Chooser, Key, Kind, NoneLeft, kinds
 from app.judging.photos import Photo, Vectors, copy_file, embed_missing, read_photos
 from app.judging.store import Session, Store, Trial
 from app.judging.study import Study, StudyError
+from app.metrics import Metrics, StudyCounts
 from app.models import Models, Snapshot
-from contract.bundle import space_fingerprint
+from contract.manifest import space_fingerprint
 from contract.pixels import PixelLimits
 
 log = logging.getLogger("alignet")
@@ -72,10 +73,12 @@ class Judging:
         study: what is asked.
         models: of the service; after a reload, the photos are embedded again beside the running study.
         limits: of one photo.
+        metrics: of the service; how many take part, and how far they are, is counted there.
     """
 
-    def __init__(self, study: Study, models: Models, limits: PixelLimits) -> None:
+    def __init__(self, study: Study, models: Models, limits: PixelLimits, metrics: Metrics) -> None:
         self.study = study
+        self._counted = StudyCounts(metrics.registry, get_args(Kind))
         self._models, self._limits = models, limits
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="judging")
         self._store: Store | None = None
@@ -143,6 +146,7 @@ class Judging:
         token = secrets.token_urlsafe(24)
         study = self.study
         await self._in_thread(self._db.begin, token, study.consent_sha256, code, study.most_sessions)
+        self._counted.sessions.labels("begun").inc()
         return token
 
     async def progress(self, token: str) -> Progress:
@@ -199,16 +203,22 @@ class Judging:
         except NoneLeft:
             return Progress(done, done, None)
         trial = Trial(secrets.token_urlsafe(18), session.session, done, kind, chosen, ready.fingerprint)
-        return Progress(done, len(plan), self._db.add(trial))
+        kept = self._db.add(trial)
+        if kept.trial == trial.trial:  # another process may have handed one out meanwhile
+            self._counted.trials.labels(kind).inc()
+        return Progress(done, len(plan), kept)
 
     def _choose(self, session: Session, trial: str, odd: int | None, rt_ms: float, by: str) -> tuple[Trial, bool]:
         kept, new = self._db.choose(session, trial, odd, rt_ms, by)
-        if new and kept.kind == "main" and odd is not None:
-            self._counts[_key(kept)] += 1
+        if new:
+            self._counted.choices.labels(kept.kind).inc()
+            if kept.kind == "main" and odd is not None:
+                self._counts[_key(kept)] += 1
         return kept, new
 
     def _withdraw(self, session: Session) -> int:
         answered = self._db.withdraw(session)
+        self._counted.sessions.labels("withdrawn").inc()
         self._counts = self._db.judged()
         return answered
 

@@ -27,9 +27,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from app.files import whole
 from app.judging.store import Session, Store, StoreError, Trial
 from app.judging.study import Study, StudyError
+from contract.files import whole
 
 TEST_SHARE = 0.1
 """Of the triplets, as in THINGS' files."""

@@ -20,9 +20,10 @@ from PIL import Image
 
 from app.embedder import Embedder
 from app.errors import ServiceError
-from app.files import photos_under, whole
+from app.files import photos_under
 from app.judging.choosing import PART, WHOLE
 from app.timings import Timings
+from contract.files import whole
 from contract.pixels import FORMATS, ImageError, PixelLimits, PixelSpec, load_pixels
 
 log = logging.getLogger("alignet")

@@ -8,7 +8,7 @@ import { draw as drawOdd, summary } from "./odd.js";
 import { MOST, Tray, takeIn } from "./photos.js";
 import { Code, texts } from "./snippets.js";
 
-const state = { cards: new Map(), model: "", space: "aligned", compare: false, photos: [], chosen: [] };
+const state = { cards: new Map(), model: "", space: "aligned", compare: false, kernel: "", photos: [], chosen: [] };
 const replies = new Map();
 const tray = new Tray(byId("tray"), { picked: pick, removed: remove });
 const map = new MapView(byId("map-view"));
@@ -191,13 +191,13 @@ async function withOneRetry(task) {
 }
 
 async function bringUpToDate() {
-  const { model, space } = state;
+  const { model, space, kernel } = state;
   const other = state.compare ? otherSpace() : null;
   for (const each of other ? [space, other] : [space]) await vectors(model, each);
   if (changed) return;
   const [photos, three] = [good(), judged()];
-  const triplet = three.length === 3 ? await answers("odd-one-out", three, model, space, other) : null;
-  const all = photos.length >= 2 ? await answers("similarity", photos, model, space, other) : null;
+  const triplet = three.length === 3 ? await answers("odd-one-out", three, { model, space, other }) : null;
+  const all = photos.length >= 2 ? await answers("similarity", photos, { model, space, other, kernel }) : null;
   if (changed) return;
   show({ photos, three, triplet, all });
 }
@@ -224,7 +224,7 @@ async function vectors(model, space) {
 }
 
 /** What was asked and answered in each space, of these photos: by their vectors, which the page has. */
-async function answers(path, photos, model, space, other) {
+async function answers(path, photos, { model, space, other, kernel }) {
   const one = async (each) => {
     const known = photos.map((photo) => photo.vectors.get(`${model} ${each}`));
     const request = {
@@ -233,7 +233,8 @@ async function answers(path, photos, model, space, other) {
       expect_fingerprint: known[0].fingerprint,
       vectors: known.map(({ vector }) => vector),
     };
-    const name = JSON.stringify([path, model, each, photos.map((photo) => photo.id)]);
+    if (kernel) request.kernel = kernel; // the space's own otherwise
+    const name = JSON.stringify([path, model, each, kernel, photos.map((photo) => photo.id)]);
     if (!replies.has(name)) replies.set(name, await ask(path, { json: request, waiting: waits }));
     return { space: each, request, reply: replies.get(name) };
   };
@@ -246,6 +247,7 @@ function show({ photos, three, triplet, all }) {
   view("odd", triplet, "Pick three photos, and see which of them the model finds odd.", () => {
     drawOdd(byId("odd-view"), { photos: three, ...triplet.here, other: triplet.other, card: card() });
   });
+  byId("kernel-field").hidden = !all;
   view("matrix", all, "It needs two photos.", () => {
     drawMatrix(byId("matrix-view"), { photos, ...all.here, other: all.other });
   });
@@ -302,6 +304,10 @@ for (const input of document.querySelectorAll("input[name=space]")) {
 }
 byId("compare").addEventListener("change", (event) => {
   state.compare = event.target.checked;
+  refresh();
+});
+byId("kernel").addEventListener("change", (event) => {
+  state.kernel = event.target.value;
   refresh();
 });
 byId("key-form").addEventListener("submit", (event) => {

@@ -12,13 +12,14 @@ function formFile(name) {
   return shell(/[,;"\\]/.test(safe) ? `images=@"${safe.replace(/["\\]/g, "\\$&")}"` : `images=@${safe}`);
 }
 
-function curl({ path, photos, model, space, limits }) {
+function curl({ path, photos, model, space, limits, request }) {
   const sent = photos.reduce((sum, photo) => sum + photo.file.size + photo.name.length * 3 + PART_BYTES, PART_BYTES);
   if (photos.length > limits.max_images || sent > limits.max_body_bytes) {
     return "# These photos are more than one request may have here. The Python code sends several.";
   }
   const key = keyed() ? [`-H "Authorization: Bearer $ALIGNET_KEY"`] : [];
   const fields = [...photos.map((photo) => formFile(photo.name)), shell(`model=${model}`), `space=${space}`];
+  if (request.kernel) fields.push(`kernel=${request.kernel}`);
   const parts = [`curl -sS ${shell(`${HOME}/${path}`)}`, ...key, ...fields.map((field) => `-F ${field}`)];
   return `# in the folder of the photos\n${parts.join(" \\\n  ")}`;
 }
@@ -33,15 +34,19 @@ ${keyed() ? "# the variable ALIGNET_KEY has the API key\n" : ""}with Client(${py
 `;
 }
 
-const vectors = ({ space }) => `    vectors = client.embed(photos, space=${python(space)})\n`;
+function similarities({ space, request }) {
+  const kernel = request.kernel ? `, kernel=${python(request.kernel)}` : "";
+  return `    vectors = client.embed(photos, space=${python(space)})
+    found = client.similarity(vectors=vectors, space=${python(space)}${kernel})`;
+}
 
 const CODE = {
   odd: (of) => `${opening(of)}    judged = client.odd_one_out(photos, space=${python(of.space)}).results[0]
 print(judged.odd_one_out, judged.probabilities, judged.similarities)
 print(judged.entropy, judged.entropy_normalized)`,
-  matrix: (of) => `${opening(of)}${vectors(of)}    found = client.similarity(vectors=vectors, space=${python(of.space)})
+  matrix: (of) => `${opening(of)}${similarities(of)}
 print(found.kernel, found.matrix)`,
-  map: (of) => `${opening(of, "import numpy as np\n")}${vectors(of)}    found = client.similarity(vectors=vectors, space=${python(of.space)})
+  map: (of) => `${opening(of, "import numpy as np\n")}${similarities(of)}
 centring = np.eye(len(photos)) - 1 / len(photos)
 values, vectors = np.linalg.eigh(centring @ found.matrix @ centring)  # in ascending order
 points = vectors[:, :-3:-1] * np.sqrt(values[:-3:-1].clip(0))  # [n, 2]; an axis has no sign of its own

@@ -21,7 +21,7 @@ from app.service import VERSION
 from app.tensors import InferReply, TensorDescription, Tensors
 from app.timings import Timings
 from app.triton_engine import DATATYPES
-from contract.bundle import GRAPH_INPUT
+from contract.manifest import GRAPH_INPUT
 
 router = APIRouter(prefix="/v2")
 

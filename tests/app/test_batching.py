@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -114,6 +115,38 @@ def test_a_failed_inference_fails_its_batch_and_the_thread_lives_on(echo: Echo) 
     assert batcher.alive
     asyncio.run(batcher.close())
     assert not batcher.alive
+
+
+def test_two_slots_infer_side_by_side_and_either_may_hang_the_service() -> None:
+    both, stay = threading.Barrier(3), threading.Event()
+
+    class Meeting:
+        def embed(self, pixels: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+            both.wait(30)  # passes only if two are in here at once
+            if pixels[0, 0] == 1:
+                stay.wait(30)
+            return {"aligned": pixels}
+
+    batcher = Batcher(Meeting(), 1, Metrics(), stuck_seconds=0.05, slots=2)
+    first, second = batcher.submit(image(0)), batcher.submit(image(1))
+    both.wait(30)
+    assert value(first) == 0
+    time.sleep(0.1)
+    assert not batcher.alive
+    stay.set()
+    assert value(second) == 1
+    assert batcher.alive
+    asyncio.run(batcher.close())
+    assert not batcher.alive
+
+
+def test_many_slots_give_each_image_its_own_row_and_end_together(echo: Echo) -> None:
+    batcher = Batcher(echo, 3, Metrics(), slots=4)
+    futures = [batcher.submit(image(i)) for i in range(200)]
+    asyncio.run(batcher.close())
+    assert [value(future) for future in futures] == list(range(200))
+    with pytest.raises(ServiceError):
+        batcher.submit(image(0)).result(30)
 
 
 def test_closing_finishes_what_is_queued(echo: Echo) -> None:

@@ -19,7 +19,7 @@ from app.engine import EngineUnavailable, open_engine, require_one_runtime, requ
 from app.main import create_app
 from app.settings import Settings
 from contract.bundle import Bundle, BundleError, GoldenMismatch, GraphMismatch, read_bundle, write_bundle
-from contract.graph import check_graph
+from contract.graph import NeedsGpu, check_graph
 from tests.toy import SIDE, SIZE
 
 Serve = Callable[..., TestClient]
@@ -102,6 +102,30 @@ def test_cuda_on_a_machine_without_it_opens_only_where_the_fallback_is_allowed(s
         opened(read_bundle(toy_bundle), device="cuda")
     card = serve(device="cuda", allow_cpu_fallback=True).get("/models/toy").json()
     assert card["providers"] == [CPU]
+
+
+@pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="CUDA is to be had here")
+@pytest.mark.parametrize("options", [{"device": "cpu"}, {"device": "cuda", "allow_cpu_fallback": True}])
+def test_a_bundle_in_bfloat16_is_refused_on_a_cpu_with_what_to_do(toy_bundle: Path, options: dict[str, Any]) -> None:
+    whole = read_bundle(toy_bundle)
+    bundle = replace(whole, manifest=replace(whole.manifest, precision="bf16"))
+    with pytest.raises(NeedsGpu, match=r"bundle is of precision 'bf16'.*the device is 'cpu'.*cuda.*fp16-weights"):
+        opened(bundle, **options)
+
+
+def test_a_bundle_in_bfloat16_that_a_gpu_does_not_open_is_refused(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opens(*_: Any, providers: list[Any], **__: Any) -> Any:
+        assert providers[0][1]["trt_bf16_enable"] is True
+        raise RuntimeError("NOT_IMPLEMENTED : MatMul(13)")
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: list(engine.PROVIDERS.values()))
+    monkeypatch.setattr(ort, "InferenceSession", opens)
+    whole = read_bundle(toy_bundle)
+    bundle = replace(whole, manifest=replace(whole.manifest, precision="bf16"))
+    with pytest.raises(EngineUnavailable, match=r"'bf16' on 'tensorrt': NOT_IMPLEMENTED.*Check the driver"):
+        opened(bundle, device="tensorrt")
 
 
 def test_the_right_graph_passes(toy_bundle: Path) -> None:
@@ -254,6 +278,24 @@ def test_a_bundle_that_gives_other_vectors_never_becomes_ready(toy_bundle: Path,
 def test_without_on_failure_a_bad_bundle_ends_the_lifespan_with_its_error(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no bundle"), TestClient(create_app(Settings(bundle=tmp_path))):
         pass
+
+
+@pytest.mark.parametrize(
+    ("cpus", "device", "given", "expected"),
+    [
+        (1, "cpu", (0, 0), (1, 1)),
+        (2, "cpu", (0, 0), (2, 2)),
+        (4, "cpu", (0, 0), (2, 4)),
+        (16, "cpu", (0, 0), (4, 16)),
+        (16, "cuda", (0, 0), (1, 16)),
+        (16, "cpu", (3, 5), (3, 5)),
+    ],
+)
+def test_slots_and_threads_follow_the_quota_unless_they_are_given(
+    cpus: int, device: str, given: tuple[int, int], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "cpu_quota", lambda: cpus)
+    assert engine.inference_threads(device, *given) == expected
 
 
 def test_cpu_quota_is_at_least_one() -> None:

@@ -212,7 +212,7 @@ def test_a_dying_thread_refuses_everyone_in_its_queue_and_who_comes_later(valve:
     with pytest.raises(ServiceError, match="has ended"):
         asyncio.run(batcher.embed([np.zeros(1, np.float32)], Timings()))
     assert not batcher.alive
-    batcher._thread.join(30)  # its end is a warning, which must not fall into the next test
+    batcher._threads[0].join(30)  # its end is a warning, which must not fall into the next test
 
 
 def test_closing_does_not_wait_for_a_thread_that_hangs(valve: Valve, monkeypatch: pytest.MonkeyPatch) -> None:

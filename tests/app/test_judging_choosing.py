@@ -10,7 +10,7 @@ import pytest
 from app.judging.choosing import PART, WHOLE, Chooser, NoneLeft, kinds
 from app.judging.study import Study
 from contract import triplets
-from contract.bundle import Space
+from contract.manifest import Space
 
 SPACE = Space(
     size=4, normalized=False, similarity="dot", temperature=1.0, calibrated=True, calibrated_on="", fingerprint=""

@@ -21,6 +21,7 @@ from tests.study import CONSENT, Participant, wait_open, write_study
 from tests.toy import encoded, photo, write_toy_bundle
 
 Serve = Callable[..., TestClient]
+KINDS = ("practice", "main", "catch")
 
 
 @pytest.fixture
@@ -257,3 +258,27 @@ def test_a_study_of_a_model_that_is_not_served_does_not_start(toy_bundle: Path, 
             time.sleep(0.01)
         assert client.get("/health/ready").status_code == 503
     assert "'another', which is not served here" in str(failures[0])
+
+
+def test_sessions_trials_and_choices_are_counted_once_by_kind(judged: TestClient) -> None:
+    def counted() -> dict[str, float]:
+        text = judged.get("/metrics", headers={"Authorization": "Bearer client"}).text
+        found = re.findall(r'^alignet_judge_(\w+)_total\{\w+="(\w+)"\} (\S+)$', text, re.MULTILINE)
+        return {f"{name} {label}": float(value) for name, label, value in found}
+
+    zero = dict.fromkeys([f"{name} {kind}" for name in ("trials", "choices") for kind in KINDS], 0.0)
+    assert counted() == zero | {"sessions begun": 0, "sessions withdrawn": 0}
+    someone = Participant(judged)
+    shown = someone.standing()["trial"]["trial"]
+    someone.standing()  # a page that is loaded again
+    assert counted() == zero | {"sessions begun": 1, "sessions withdrawn": 0, "trials practice": 1}
+    assert [someone.answer(shown).json()["new"] for _ in range(2)] == [True, False]
+    assert someone.finish() == 6
+    both = {f"{name} {kind}": n for name in ("trials", "choices") for kind, n in zip(KINDS, (1, 4, 1), strict=True)}
+    assert counted() == both | {"sessions begun": 1, "sessions withdrawn": 0}
+    judged.post("/judge/withdraw", headers=someone.headers)
+    assert counted() == both | {"sessions begun": 1, "sessions withdrawn": 1}
+
+
+def test_without_a_study_none_of_it_is_exported(client: TestClient) -> None:
+    assert "alignet_judge" not in client.get("/metrics").text

@@ -400,6 +400,23 @@ def test_the_code_and_requests_give_the_numbers_shown(service: str, compared: An
     assert f"{share * 100:.0f}\u00a0% of the variance" in page.locator("#map-share").inner_text()
 
 
+def test_another_similarity_is_in_the_heat_map_the_map_and_their_code(service: str, opened: Open) -> None:
+    page = give(opened(service, permissions=["clipboard-read", "clipboard-write"]))
+    before = page.locator(".third .p").all_inner_texts()
+    page.get_by_label("Similarity, of the heat map and the map").select_option("cosine")
+    page.get_by_text("cosine similarity, aligned space", exact=True).last.wait_for()
+    np.testing.assert_allclose(np.diag(heat(page)), 1)  # as no dot product here has it
+    request = json.loads(copied(page, "matrix", "Request"))
+    assert request["kernel"] == "cosine"
+    np.testing.assert_allclose(heat(page), answer(f"{service}/similarity", **request)["similarities"], atol=0.0006)
+    assert "kernel=cosine" in copied(page, "matrix", "curl")
+    for view in ("matrix", "map"):
+        assert 'kernel="cosine")' in copied(page, view, "Python")
+    assert "cosine similarities above" in page.locator("#map-view").inner_text()
+    assert "kernel" not in json.loads(copied(page, "odd", "Request"))
+    assert page.locator(".third .p").all_inner_texts() == before
+
+
 def test_names_of_files_are_text_for_the_page_the_shell_and_python(service: str, opened: Open, tmp_path: Path) -> None:
     names = ['it\'s "one"; $(touch x), `b`.jpg', "<img src=x onerror=alert(1)>.jpg", "back\\slash é.jpg"]
     for name, source in zip(names, PHOTOS, strict=False):

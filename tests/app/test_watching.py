@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from contract.bundle import MANIFEST, read_bundle
+from contract.bundle import read_bundle
+from contract.manifest import MANIFEST
 from tests.toy import encoded, photo, write_toy_bundle
 
 Serve = Callable[..., TestClient]

@@ -22,7 +22,7 @@ def test_serving_loads_nothing_of_training(module: str) -> None:
     assert not loaded_by(module) & set(HEAVY)
 
 
-@pytest.mark.parametrize("module", ["contract.triplets", "contract.pixels", "contract.bundle"])
+@pytest.mark.parametrize("module", ["contract.triplets", "contract.pixels", "contract.bundle", "contract.graph"])
 def test_the_contract_loads_numpy_and_pillow_only(module: str) -> None:
     others = {"app", "fastapi", "pydantic", "onnxruntime", "starlette", "scipy", *HEAVY}
     assert not loaded_by(module) & others

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from contract.bundle import Figure, Manifest, read_bundle
+from contract.bundle import read_bundle
+from contract.manifest import Figure, Manifest
 from export import __main__ as command_line
 from export.card import card
 

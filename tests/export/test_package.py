@@ -15,7 +15,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from contract.bundle import Bundle, BundleError, check_golden, check_golden_pixels, read_bundle, sha256_of
+from contract.bundle import Bundle, BundleError, check_golden, check_golden_pixels, read_bundle
+from contract.files import sha256_of
 from contract.pixels import load_pixels
 from export import __main__ as command_line
 from export import package as packaging

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from contract.bundle import sha256_of
+from contract.files import sha256_of
 from tests.training.tiny import write_rows
 from training.__main__ import main
 from training.align import AlignConfig, Transform, uncertainty_distillation

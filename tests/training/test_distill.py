@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import nn
 
-from contract.bundle import BaseModel
+from contract.manifest import BaseModel
 from contract.pixels import PixelSpec
 from training.distill import _augment, distill
 from training.encoders import Encoder

@@ -46,7 +46,7 @@ def test_missing_columns_of_the_manifest_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("concept", [3, -2, 1854])
 def test_a_concept_out_of_range_is_refused_with_its_row(tmp_path: Path, concept: int) -> None:
     file = manifest_of(tmp_path, [["cat.png", "d", "cat", "", 2], ["cat.png", "d", "cat", "", concept]])
-    with pytest.raises(ValueError, match=rf"row 1: things_index {concept}; expected 0 to 2 or empty"):
+    with pytest.raises(ValueError, match=rf"row 1: things_index {concept}; expected 0 to 2 or empty. 1 of 2 rows"):
         read_photos(file, 3)
 
 

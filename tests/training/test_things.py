@@ -56,7 +56,7 @@ def test_missing_columns_of_responses_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ([1, 5, 2, 0, 9], r"row 1: concepts \[1, 5, 2\]; expected 0 to 4\. Is it 1-based\?"),
+        ([1, 5, 2, 0, 9], r"row 1: concepts \[1, 5, 2\]; expected 0 to 4\. Is it 1-based\? 1 of 3 rows"),
         ([1, -1, 2, 0, 9], r"row 1: concepts \[1, -1, 2\]; expected 0 to 4"),
         ([1, 2, 1, 0, 9], r"row 1: \[1, 2, 1, 0\] repeats a concept"),
         ([1, 1, 2, 0, 9], r"row 1: \[1, 1, 2, 0\] repeats a concept"),

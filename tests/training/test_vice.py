@@ -248,7 +248,7 @@ def test_convergence_is_a_number_of_dimensions_that_stays(counts: list[int], exp
     ("rows", "message"),
     [
         ([[1, 2, 3], [4, 5, 1]], r"t\.npy is 1-based: its numbers run from 1 to 5\. Subtract 1; expected 0 to 4"),
-        ([[0, 1, 2], [0, 5, 2]], r"row 1: \[0, 5, 2\]; expected objects 0 to 4"),
+        ([[0, 1, 2], [0, 5, 2]], r"row 1: \[0, 5, 2\]; expected objects 0 to 4\. 1 of 2 rows are wrong"),
         ([[0, 1, 2], [-1, 4, 2]], r"row 1: .* expected objects 0 to 4"),
         ([[0, 1, 2], [2, 4, 2]], r"row 1: \[2, 4, 2\]; an object stands twice"),
         ([[0, 1, 2.5]], r"row 0: .* not whole numbers"),

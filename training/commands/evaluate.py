@@ -42,13 +42,13 @@ def do(args: argparse.Namespace) -> None:
     subjects = [read_subject(model, side=args.side) for model in args.models]
     constants, computing = options.read_options(args, Constants), options.read_options(args, EmbedConfig)
     pairs = None if args.difference is None else [_difference(text) for text in args.difference]
-    how = {"differences": pairs, "wordnet": args.wordnet}
+    how = {"differences": pairs, "wordnet": args.wordnet, "command": _command(args)}
     report = evaluate(subjects, args.suite, args.data, args.report, constants, computing, **how)
     print(args.report / "report.html")
     if args.page is not None:
         from training.evaluation.page import write_page
 
-        print(write_page(report, args.page, args.report / "report.csv", _command(args), args.data))
+        print(write_page(report, args.page, args.report / "report.csv", args.data))
 
 
 def _command(args: argparse.Namespace) -> str:

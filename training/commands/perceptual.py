@@ -4,7 +4,8 @@ RECIPE is a file of training/recipes/. TRIALS is nights:FOLDER, bapps:FOLDER or 
 classes:IMAGES (two of a class, one of another), or generated:IMAGES (graded distortions; IMAGES as in `embed`).
 Every constant of the recipe can be given as an option. Writes a run folder with weights.safetensors, embedding.json
 and figures.json, accuracy before against after, to --out. Killed at any point, the same command goes on where it
-stopped, to the same weights. On many processes or GPUs:
+stopped, to the same weights. --leave-one-kind-out trains once more without each kind of trial and judges each of
+these on the kind it has not seen. On many processes or GPUs:
 torchrun --nproc-per-node N -m training perceptual ...
 """
 
@@ -30,6 +31,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="`cuda` is each process's own GPU")
     parser.add_argument("--branches", nargs="+", metavar="MODEL", help="one backbone, or the branches of an ensemble")
     parser.add_argument("--train-trials", type=int, help="judgments to learn from; all there are if not given")
+    parser.add_argument(
+        "--leave-one-kind-out", action="store_true", help="hold every kind out in turn, in place of --held-out"
+    )
+    parser.add_argument("--features", type=Path, help="folder of features of frozen branches that runs share")
+    parser.add_argument(
+        "--graph", metavar="BUNDLE[@SPACE]", help="bundle that computes these features, faster on a CPU"
+    )
     parser.add_argument("--random-weights", action="store_true", help="start from random weights")
     options.add_options(parser, Shape, but=("branches",))
     options.add_options(parser, GeneratorConfig, but=("seed",))
@@ -43,6 +51,10 @@ def do(args: argparse.Namespace) -> None:
     from training.recipes import recipes_of
 
     recipe = recipes_of(PerceptualRecipe)[args.recipe]
+    if args.leave_one_kind_out:
+        if args.held_out:
+            raise ValueError(f"--held-out {' '.join(args.held_out)} and --leave-one-kind-out exclude each other.")
+        recipe = replace(recipe, generator=replace(recipe.generator, held_out=()))
     recipe = replace(
         recipe,
         shape=options.override(args, recipe.shape),
@@ -53,14 +65,25 @@ def do(args: argparse.Namespace) -> None:
     )
     with processes(args.device) as device:
         trials = read_trials(args.trials, recipe.generator, recipe.seed)
-        figures = run_perceptual(recipe, trials, args.out, device=device)
+        figures = run_perceptual(
+            recipe,
+            trials,
+            args.out,
+            device=device,
+            leave_out=args.leave_one_kind_out,
+            features=args.features,
+            graph=args.graph,
+        )
         first = place().rank == 0
     if first:
         print(f"{figures['trials']} trials: {figures['rule']}")
-        for column in ("before", "after", "after - before"):
-            for group, estimate in figures[column].items():
-                _print(column, group, estimate)
+        _print(figures)
+        if "left out" in figures:
+            print("each kind by the training that has not seen it")
+            _print(figures["left out"])
 
 
-def _print(column: str, group: str, e: dict[str, Any]) -> None:
-    print(f"{column:16} {group:24} {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}], n={e['n']}")
+def _print(figures: dict[str, Any]) -> None:
+    for column in ("before", "after", "after - before"):
+        for group, e in figures[column].items():
+            print(f"{column:16} {group:24} {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}], n={e['n']}")

@@ -4,8 +4,9 @@ Claims are of Muttenthaler et al. 2025 ("Aligning machine and human visual repre
 levels"), its tables 1 to 3 and supplement. They speak of models by role: `base` before anything, `aligned` the student
 of an aligned teacher (AligNet), `unaligned` the same student of the teacher without its transform (UnAligNet), and
 `transform-only` the base model's features by a transform learned on human judgments (UD). A report whose models have
-these names, and whose differences these are, gets a table of them. Only the sign is compared: other networks, photos
-and measures have other sizes.
+these names, and whose differences these are, gets a table of them; what follows in parentheses tells two models of
+one role apart, as `aligned (150 steps)`. Only the sign is compared: other networks, photos and measures have other
+sizes. Where a model was trained on the concepts that it is judged on, nothing is claimed.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from training.evaluation.result import Row
 
 SAME, OPPOSITE, OPEN = "as in the paper", "OPPOSITE to the paper", "not told apart from zero"
+UNTOLD = "of concepts trained on: not counted"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Verdict:
     @property
     def outcome(self) -> str:
         """Whether the interval of the difference lies on the paper's side of zero, on the other, or on both."""
+        if self.row.seen:
+            return UNTOLD
         low, high = sorted((self.claim.sign * self.row.estimate.low, self.claim.sign * self.row.estimate.high))
         return SAME if low > 0 else OPPOSITE if high < 0 else OPEN
 
@@ -90,6 +94,11 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
         Verdict(claim, row)
         for claim in CLAIMS
         for row in rows
-        if (row.figure, row.setting, row.model) == (claim.figure, claim.setting, claim.difference)
+        if (row.figure, row.setting, _roles(row.model)) == (claim.figure, claim.setting, claim.difference)
         and claim.group in (None, row.group)
     ]
+
+
+def _roles(model: str) -> str:
+    """`aligned (150 steps) - base` to `aligned - base`."""
+    return " - ".join(name.partition(" (")[0] for name in model.split(" - "))

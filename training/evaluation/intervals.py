@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from training.evaluate import Estimate
 
@@ -39,7 +40,7 @@ def mean_over_items(scores: NDArray[np.floating], repetitions: int, seed: int) -
     return over_items(len(scores), lambda rows: float(scores[rows].mean()), repetitions, seed)
 
 
-def over_items(n: int, statistic: Callable[[NDArray[np.int64]], float], repetitions: int, seed: int) -> Estimate:
+def over_items(n: int, statistic: Callable[[NDArray[np.int64]], float], repetitions: int, seed: int) -> Drawn:
     """A statistic of row numbers, of all n and of n drawn with replacement; samples it is not defined on are left out.
 
     Raises:
@@ -51,6 +52,24 @@ def over_items(n: int, statistic: Callable[[NDArray[np.int64]], float], repetiti
     rng = np.random.default_rng(seed)
     samples = np.array([statistic(rng.integers(n, size=n)) for _ in range(repetitions)])
     return of_samples(value, samples, n)
+
+
+def spearman(x: NDArray[np.floating], y: NDArray[np.floating], repetitions: int, seed: int) -> Drawn | None:
+    """Spearman's correlation of x and y [n], items drawn with replacement; two calls with one seed draw the same.
+
+    Items of which either is not finite are left out. None where fewer than three are left, or one does not vary.
+    """
+    finite = np.isfinite(x) & np.isfinite(y)
+    n = int(finite.sum())
+    if n < 3 or np.ptp(x[finite]) == 0 or np.ptp(y[finite]) == 0:
+        return None
+    weighted = weighted_correlation(rankdata(x[finite]), rankdata(y[finite]))
+    return over_items(n, lambda rows: weighted(np.bincount(rows, minlength=n).astype(np.float64)), repetitions, seed)
+
+
+def difference(first: Drawn, second: Drawn) -> Drawn:
+    """First minus second, paired: both must have drawn the same items."""
+    return of_samples(first.value - second.value, first.samples - second.samples, first.n)
 
 
 def concept_weights(concepts: NDArray[np.int64], repetitions: int, seed: int) -> Iterator[Matrix]:

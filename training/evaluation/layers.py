@@ -1,29 +1,32 @@
 """Layer by layer: where in a vision transformer the distances of the hierarchy change.
 
 Every block's output is averaged over its spatial tokens (Muttenthaler et al. 2025: the change grows with depth), and
-distances of pairs of photos are standardised within each block as in `training.evaluation.structure`. The figure is
-the separation of a block: mean standardised distance of pairs of different superordinate categories minus that of
-pairs of one class; intervals are over classes. Up to `PHOTOS` photos, as evenly from the classes as they allow.
+distances of pairs of photos are standardised within each block as in `training.evaluation.structure`. The main figure
+is the separation of a block: mean standardised distance of pairs of different superordinate categories minus that of
+pairs of one class. Beside it stand the mean of each level, and the separation of living from non-living: pairs of one
+of each minus pairs of two alike, of different classes all. Intervals are over classes. Up to `PHOTOS` photos, as evenly
+from the classes as they allow.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from training.evaluation import intervals
-from training.evaluation.hierarchies import Hierarchy, judged_hierarchy
+from training.evaluation.hierarchies import LEVELS, Hierarchy, judged_hierarchy
 from training.evaluation.intervals import Matrix, Weighted
 from training.evaluation.result import NotHere, Plot, Result, Row, Setting
-from training.evaluation.structure import Pairs, draw_pairs
+from training.evaluation.structure import Pairs, draw_pairs, living_parts
 from training.evaluation.subjects import Subject, Vectors
 from training.images import FileImages, Images
 from training.layer_means import layer_means
 
 PHOTOS = 400
 PER_LEVEL = 2_000
-FIGURE = "separation by layer"
+FIGURE, LIFE, LEVEL = "separation by layer", "separation of living from non-living by layer", "distance by layer"
 
 
 def layers(setting: Setting) -> Result:
@@ -45,13 +48,26 @@ def layers(setting: Setting) -> Result:
         raise NotHere("no model has transformer blocks that can be read")
     out.rows = _rows(setting, hierarchy, found)
     out.notes.append(f"{len(images)} photos, mean spatial token of each block.")
-    series = [
-        {"label": model, "x": list(range(1, len(one) + 1)), "y": [_value(out.rows, model, k) for k in range(len(one))]}
-        for model, one in found.items()
-    ]
-    axes = {"x": "block", "y": "different minus same class, deviations"}
-    out.plots.append(Plot("lines", "Separation by layer", axes | {"series": series}))
+    for title, figure, y in (
+        ("Separation by layer", FIGURE, "different minus same class, deviations"),
+        ("Living from non-living by layer", LIFE, "one of each minus two alike, deviations"),
+    ):
+        series = _series(out.rows, figure, list(found))
+        out.plots.append(Plot("lines", title, {"x": "block", "y": y, "series": series}))
     return out
+
+
+def _series(rows: list[Row], figure: str, models: list[str]) -> list[dict[str, Any]]:
+    """A line for each model: a point for each block that has the figure."""
+    points = {
+        model: [(int(r.group.removeprefix("block ")), r) for r in rows if (r.figure, r.model) == (figure, model)]
+        for model in models
+    }
+    return [
+        {"label": model, "x": [k for k, _ in own], "y": [row.estimate.value for _, row in own]}
+        for model, own in points.items()
+        if own
+    ]
 
 
 class _NoBlocks(ValueError):
@@ -114,21 +130,50 @@ def _rows(setting: Setting, hierarchy: Hierarchy, found: dict[str, list[Pairs]])
         mine = {model: one[k] for model, one in found.items() if k < len(one)}
         pairs = next(iter(mine.values()))
         classes = np.column_stack([hierarchy.classes[pairs.i], hierarchy.classes[pairs.j]])
-        statistics = {model: separation(one.z[model], one.level) for model, one in mine.items()}
+        parts = {FIGURE: (pairs.level == 3, pairs.level == 0), LIFE: _by_life(hierarchy, pairs)}
+        statistics = {
+            (figure, f"block {k + 1}", model): separation(one.z[model], *sides)
+            for figure, sides in parts.items()
+            for model, one in mine.items()
+        }
+        statistics |= {
+            (LEVEL, f"block {k + 1}, {level}", model): _mean_of(one.z[model], pairs.level == i)
+            for i, level in enumerate(LEVELS)
+            for model, one in mine.items()
+        }
         both = [(a, b) for a, b in setting.pairs if a in found and b in found and len(found[a]) == len(found[b])]
-        if k < min((len(found[a]) for a, _ in both), default=0):
-            statistics |= {f"{a} - {b}": intervals.minus(statistics[a], statistics[b]) for a, b in both}
-        estimates = intervals.over_concepts(classes, list(statistics.values()), c.repetitions, c.seed)
+        statistics |= {
+            (figure, group, f"{a} - {b}"): intervals.minus(statistics[figure, group, a], statistics[figure, group, b])
+            for figure, group in dict.fromkeys((figure, group) for figure, group, _ in statistics)
+            for a, b in both
+            if k < len(found[a])
+        }
+        there = {key: one for key, one in statistics.items() if np.isfinite(one(np.ones(len(classes))))}
+        estimates = intervals.over_concepts(classes, list(there.values()), c.repetitions, c.seed)
         rows += [
-            Row(FIGURE, model, e, f"block {k + 1}", "cosine", "deviations")
-            for model, e in zip(statistics, estimates, strict=True)
+            Row(figure, model, e, group, "cosine", "deviations")
+            for (figure, group, model), e in zip(there, estimates, strict=True)
         ]
     return rows
 
 
-def separation(z: Matrix, level: NDArray[np.int64]) -> Weighted:
-    """Mean of pairs of different categories minus mean of pairs of one class; NaN where either has no weight."""
-    far, near = level == 3, level == 0
+def _by_life(hierarchy: Hierarchy, pairs: Pairs) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(pairs of a living thing and another, pairs of two alike), of different classes."""
+    both_living, neither, one_of_each = living_parts(hierarchy, pairs).values()
+    return one_of_each, both_living | neither
+
+
+def _mean_of(z: Matrix, mine: NDArray[np.bool_]) -> Weighted:
+    """Mean of some pairs; NaN where they have no weight."""
+
+    def statistic(weights: Matrix) -> float:
+        return float(np.average(z[mine], weights=weights[mine])) if weights[mine].any() else float("nan")
+
+    return statistic
+
+
+def separation(z: Matrix, far: NDArray[np.bool_], near: NDArray[np.bool_]) -> Weighted:
+    """Mean of the far pairs minus mean of the near ones; NaN where either has no weight."""
 
     def statistic(weights: Matrix) -> float:
         if not weights[far].any() or not weights[near].any():
@@ -136,7 +181,3 @@ def separation(z: Matrix, level: NDArray[np.int64]) -> Weighted:
         return float(np.average(z[far], weights=weights[far]) - np.average(z[near], weights=weights[near]))
 
     return statistic
-
-
-def _value(rows: list[Row], model: str, k: int) -> float:
-    return next(row.estimate.value for row in rows if row.model == model and row.group == f"block {k + 1}")

@@ -16,8 +16,7 @@ the ImageNet photos, found by file name wherever they lie under it. What the rel
 - A model's entropy needs a temperature, which the paper does not give: here it is fitted on the responses, by dot
   product, one for all levels, and reported.
 
-Check values of the release: Spearman of disagreement with log time .325 coarse, .364 fine, .443 boundary; trials
-61,727 / 62,549 / 30,826; leave-one-out ceiling .6896; mean largest share .7893.
+Where the trials are as many as the release has, its own check values (`PUBLISHED`) are set beside what is found.
 """
 
 import json
@@ -28,7 +27,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from tqdm import tqdm
 
 from contract import triplets
@@ -43,6 +41,15 @@ LEVELS = {1: "fine", 2: "boundary", 3: "coarse"}
 """Level by the number of different synsets of a triplet."""
 ORDER = ("coarse", "fine", "boundary")
 FEWEST, MOST, VOTES = 4, 5, 4
+TRIALS = {"coarse": 61_727, "fine": 62_549, "boundary": 30_826}
+PUBLISHED = {
+    ("disagreement with log time", "coarse"): 0.325,
+    ("disagreement with log time", "fine"): 0.364,
+    ("disagreement with log time", "boundary"): 0.443,
+    ("noise ceiling", ""): 0.6896,
+    ("mean largest share", ""): 0.7893,
+}
+"""Check values of the release, by figure and level, which do not depend on any model."""
 SLOW = 10_000.0
 """Milliseconds above which the paper leaves a response time out."""
 UNANSWERED, CATCH = 10 / 330, 0.9
@@ -192,6 +199,7 @@ def levels(setting: Setting) -> Result:
     release = read_levels(setting.data / "levels/responses")
     images, rows, covered = _photos(setting.data / "levels/images", release)
     out = Result(rows=_people(release, setting), notes=_notes(release, covered))
+    out.notes.append(_checked(release.trials, out.rows))
     vectors = setting.vectors(images)
     judged = {(m, k): similarities(x, rows, k) for m, x in vectors.items() for k in JUDGED_BY}
     level, votes, counts = release.level[covered], release.votes[covered], release.counts[covered]
@@ -254,6 +262,20 @@ def _notes(release: Levels, covered: NDArray[np.bool_]) -> list[str]:
     ]
 
 
+def _checked(trials: dict[str, int], people: list[Row]) -> str:
+    """What was published of the release, and what is found in this one."""
+    if trials != TRIALS:
+        published = ", ".join(f"{level} {n}" for level, n in TRIALS.items())
+        return f"not the published release, whose trials are {published}: its check values are not compared."
+    found = {(row.figure, row.group): row.estimate.value for row in people}
+    pairs = [
+        f"{', '.join(part for part in key if part)} {found[key]:.4f} (published {value:g})"
+        for key, value in PUBLISHED.items()
+        if key in found
+    ]
+    return f"check values of the release: {'; '.join(pairs)}."
+
+
 def _people(release: Levels, setting: Setting) -> list[Row]:
     """Ceilings, and disagreement with response time: the release's own check values, on all its triplets."""
     c = setting.constants
@@ -269,7 +291,7 @@ def _people(release: Levels, setting: Setting) -> list[Row]:
             estimate = intervals.mean_over_items(values[mine], c.repetitions, c.seed)
             rows.append(Row(figure, PEOPLE, estimate, level, "leave-one-out" if figure == "noise ceiling" else ""))
         for name, time in (("log time", release.log_time), ("log time to 10 s", release.log_time_10s)):
-            estimate_of = _spearman(disagreement[mine], time[mine], setting)
+            estimate_of = intervals.spearman(disagreement[mine], time[mine], c.repetitions, c.seed)
             if estimate_of is not None:
                 rows.append(Row(f"disagreement with {name}", PEOPLE, estimate_of, level, "", "Spearman"))
     return rows
@@ -312,23 +334,12 @@ def _correlation_rows(
     setting: Setting,
     figure: str,
 ) -> list[Row]:
-    rows = []
+    c, rows = setting.constants, []
     for name in ORDER:
-        for model, h in entropies.items():
-            estimate = _spearman(h[level == name], target[level == name], setting)
-            if estimate is not None:
-                rows.append(Row(figure, model, estimate, name, "dot", "Spearman"))
+        mine = level == name
+        by_model = {m: intervals.spearman(h[mine], target[mine], c.repetitions, c.seed) for m, h in entropies.items()}
+        found = {model: estimate for model, estimate in by_model.items() if estimate is not None}
+        both = [(a, b) for a, b in setting.pairs if a in found and b in found]
+        found |= {f"{a} - {b}": intervals.difference(found[a], found[b]) for a, b in both}
+        rows += [Row(figure, model, estimate, name, "dot", "Spearman") for model, estimate in found.items()]
     return rows
-
-
-def _spearman(x: NDArray[np.float64], y: NDArray[np.float64], setting: Setting) -> Estimate | None:
-    """Spearman over triplets with its interval; None where fewer than three are finite or one does not vary."""
-    finite = np.isfinite(x) & np.isfinite(y)
-    n = int(finite.sum())
-    if n < 3 or np.ptp(x[finite]) == 0 or np.ptp(y[finite]) == 0:
-        return None
-    weighted = intervals.weighted_correlation(rankdata(x[finite]), rankdata(y[finite]))
-    c = setting.constants
-    return intervals.over_items(
-        n, lambda rows: weighted(np.bincount(rows, minlength=n).astype(np.float64)), c.repetitions, c.seed
-    )

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from contract.bundle import MODEL, Bundle
+from contract.bundle import Bundle
 from contract.graph import check_graph
+from contract.manifest import MODEL
 from training.encoders import Encoder
 
 

@@ -11,23 +11,22 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from contract.files import whole
 from training.evaluation import plots
 from training.evaluation.claims import verdicts
-from training.evaluation.report import LONG, Report, Section, headline_rows
-from training.evaluation.result import PEOPLE, Row
-from training.stage import whole
+from training.evaluation.report import LONG, SEEN_MEANS, Report, Section, headline_rows
+from training.evaluation.result import PEOPLE, SEEN, Row
 
 DPI = 80
 
 
-def write_page(report: Report, folder: Path, csv_file: Path, command: str, data: Path) -> Path:
+def write_page(report: Report, folder: Path, csv_file: Path, data: Path) -> Path:
     """Write the page to `folder`, which may hold an older one, and return the Markdown's path.
 
     Args:
         report: what to write.
         folder: to make or to write over.
         csv_file: of all figures, to be copied.
-        command: that made it, for the reader.
         data: the data folder, which messages of what is left out name; the page says DATA.
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -39,10 +38,11 @@ def write_page(report: Report, folder: Path, csv_file: Path, command: str, data:
         f"{report.about['splits']}. Brackets: 95 %. Every figure is in [report.csv](report.csv).",
         "",
         "```",
-        command,
+        report.command,
         "```",
         "",
         *[f"- {note}." for note in report.notes],
+        *([f"- {SEEN_MEANS}"] if report.marked else []),
         "",
         *_claims([row for section in done if section.result is not None for row in section.result.rows]),
     ]
@@ -77,10 +77,7 @@ def _claims(rows: Sequence[Row]) -> list[str]:
 
 def _section(section: Section, models: Sequence[str], folder: Path, written: list[str]) -> list[str]:
     assert section.result is not None
-    rows = headline_rows(section)
-    keys = {(row.figure, row.group, row.setting) for row in section.result.rows}
-    if not rows and len(keys) <= LONG:
-        rows = section.result.rows
+    rows = headline_rows(section) or _few(section.result.rows)
     lines = [f"## {section.title}", "", section.about, "", *table(rows, models)]
     for k, plot in enumerate(p for p in section.result.plots if p.kind != "pairs"):
         drawing = plots.figure_of(plot, section.result.rows, models)
@@ -95,8 +92,21 @@ def _section(section: Section, models: Sequence[str], folder: Path, written: lis
     return [*lines, *[f"- {note}" for note in section.result.notes], ""]
 
 
+def _few(rows: list[Row]) -> list[Row]:
+    """All, or those of the first figure, where a page has room for them; else none."""
+    for some in (rows, [row for row in rows if row.figure == rows[0].figure]):
+        if len({(row.figure, row.group, row.setting) for row in some}) <= LONG:
+            return some
+    return []
+
+
 def table(rows: Sequence[Row], models: Sequence[str]) -> list[str]:
-    """Lines of a Markdown table: a row for each figure, a column for each model, people and difference."""
+    """Lines of Markdown tables, a row for each figure: a column for each model and people, then for each difference."""
+    differences = [row for row in rows if row.is_difference]
+    return [*_table([row for row in rows if not row.is_difference], models), *_table(differences, ())]
+
+
+def _table(rows: Sequence[Row], models: Sequence[str]) -> list[str]:
     if not rows:
         return []
     names = list(dict.fromkeys(row.model for row in rows))
@@ -113,4 +123,4 @@ def table(rows: Sequence[Row], models: Sequence[str]) -> list[str]:
 def _cell(row: Row) -> str:
     e, sign = row.estimate, "+" if row.is_difference else ""
     spread = "" if e.low == e.value == e.high else f" [{e.low:{sign}.3f}, {e.high:{sign}.3f}]"
-    return f"{e.value:{sign}.3f}{spread}"
+    return f"{e.value:{sign}.3f}{f' {SEEN}' if row.seen else ''}{spread}"

@@ -10,7 +10,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 
-from training.evaluation.result import PEOPLE, Plot, Row
+from training.evaluation.result import PEOPLE, SEEN, Plot, Row
 
 PALETTE = ("#8c8c8c", "#4477aa", "#cc5533", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#332288")
 """One colour a model, in the order of the command line; the reference is grey."""
@@ -76,6 +76,7 @@ def _bars(plot: Plot, rows: Sequence[Row], models: Sequence[str]) -> Figure | No
     axes = drawing.subplots()
     width = 0.8 / len(models)
     for k, model in enumerate(models):
+        named = model + f" {SEEN}" * any(row.seen for row in own if row.model == model)
         for i, label in enumerate(labels):
             found = [r.estimate for r in own if r.model == model and (r.group if by_group else r.setting) == label]
             for e in found[:1]:
@@ -87,7 +88,7 @@ def _bars(plot: Plot, rows: Sequence[Row], models: Sequence[str]) -> Figure | No
                     0.92 * width,
                     yerr=spread,
                     color=colours(models)[model],
-                    label=model if i == 0 else None,
+                    label=named if i == 0 else None,
                     capsize=2,
                     error_kw={"linewidth": 0.8},
                 )

@@ -11,10 +11,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from contract.files import whole
 from training.evaluation import plots
 from training.evaluation.claims import verdicts
-from training.evaluation.result import PEOPLE, Plot, Result, Row
-from training.stage import whole, write_json
+from training.evaluation.result import PEOPLE, SEEN, Plot, Result, Row
+from training.evaluation.stored_report import FILE, FORMAT, FORMAT_VERSION
+from training.stage import write_json
 
 LOWER_IS_BETTER = frozenset(
     {"KL from VICE", "Brier score", "expected calibration error", "tie rate", "mean corruption error"}
@@ -24,6 +26,9 @@ NEUTRAL = frozenset({"temperature", "images judged"})
 DPI = 110
 LONG = 14
 """Rows of a table that is folded away."""
+SEEN_MEANS = (
+    f"{SEEN} on concepts that the model was trained on, or may have been: the figure says nothing of new concepts."
+)
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1180px;margin:2rem auto;padding:0 1rem;color:#1d1d1f;background:#fff}
@@ -49,6 +54,7 @@ class Section:
         headline: (figure, setting) of the figures that the overview shows.
         result: None where it was skipped.
         skipped: why.
+        held_out: figures that need concepts that no model was trained on; `*` for all.
     """
 
     name: str
@@ -57,11 +63,22 @@ class Section:
     headline: tuple[tuple[str, str], ...]
     result: Result | None = None
     skipped: str = ""
+    held_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that is written."""
+    """All that is written.
+
+    Attributes:
+        title, models: the models by name, reference first.
+        about_models: what each is made of.
+        about: constants and the suite.
+        notes: sentences on the models.
+        sections: protocols.
+        command: that made it; empty where it was no command.
+        splits: of each split its number, the share held out, the numbers of those concepts, and of how many.
+    """
 
     title: str
     models: tuple[str, ...]
@@ -69,18 +86,25 @@ class Report:
     about: dict[str, Any]
     notes: tuple[str, ...]
     sections: tuple[Section, ...]
+    command: str = ""
+    splits: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def marked(self) -> bool:
+        """Whether any figure is of concepts that its model was trained on."""
+        return any(row.seen for section in self.sections if section.result for row in section.result.rows)
 
 
 def write_report(report: Report, out: Path) -> Path:
     """Write the three files, each whole or not at all, and return the HTML's path."""
-    write_json(out / "report.json", _json(report))
+    write_json(out / FILE, _json(report))
     text = io.StringIO()
-    names = ("protocol", "figure", "group", "setting", "model", "value", "low", "high", "n", "unit")
+    names = ("protocol", "figure", "group", "setting", "model", "value", "low", "high", "n", "unit", "seen")
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     for section in report.sections:
         for row in section.result.rows if section.result else ():
-            writer.writerow({"protocol": section.name} | row.to_json())
+            writer.writerow({"protocol": section.name} | row.to_json() | {"seen": SEEN if row.seen else ""})
     for file, content in (("report.csv", text.getvalue()), ("report.html", page(report))):
         with whole(out / file) as stream:
             stream.write(content.encode())
@@ -89,16 +113,31 @@ def write_report(report: Report, out: Path) -> Path:
 
 def _json(report: Report) -> dict[str, Any]:
     """Everything but the pictures inside `pairs`, which are in the HTML."""
-    sections = {}
+    sections: dict[str, Any] = {}
     for section in report.sections:
         if section.result is None:
             sections[section.name] = {"title": section.title, "skipped": section.skipped}
             continue
         found = section.result.to_json()
         found["plots"] = [plot for plot in found["plots"] if plot["kind"] != "pairs"]
-        sections[section.name] = {"title": section.title} | found
-    head = {"title": report.title, "models": report.about_models, "about": report.about, "notes": list(report.notes)}
-    return head | {"protocols": sections}
+        sections[section.name] = {
+            "title": section.title,
+            "about": section.about,
+            "headline": [list(pair) for pair in section.headline],
+            "held_out": list(section.held_out),
+        } | found
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "title": report.title,
+        "command": report.command,
+        "order": {"models": list(report.models), "protocols": [section.name for section in report.sections]},
+        "models": report.about_models,
+        "splits": list(report.splits),
+        "about": report.about,
+        "notes": list(report.notes),
+        "protocols": sections,
+    }
 
 
 # --- HTML -----------------------------------------------------------------------------------------
@@ -114,7 +153,7 @@ def page(report: Report) -> str:
         f"<title>{escape(report.title)}</title><style>{STYLE}</style></head><body>",
         f"<h1>{escape(report.title)}</h1><nav>{links}</nav>",
         _models(report),
-        _notes(report.notes),
+        _notes([*report.notes, *([SEEN_MEANS] if report.marked else [])]),
         _overview(report, done),
         _claims([row for section in done if section.result is not None for row in section.result.rows]),
     ]
@@ -240,4 +279,5 @@ def _cell(row: Row | None) -> str:
         kind = "up" if (e.value > 0) != (row.figure in LOWER_IS_BETTER) else "down"
     text = f"{e.value:{sign}.3f}" if abs(e.value) < 1000 else f"{e.value:{sign}.4g}"
     spread = "" if e.low == e.value == e.high else f" <small>[{e.low:{sign}.3f}, {e.high:{sign}.3f}]</small>"
-    return f'<span class="{kind}" title="n = {e.n}">{text}</span>{spread}'
+    mark = f" {SEEN}" if row.seen else ""
+    return f'<span class="{kind}" title="n = {e.n}">{text}</span>{mark}{spread}'

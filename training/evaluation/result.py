@@ -12,6 +12,8 @@ from training.images import Images
 
 PEOPLE = "people"
 """Model of the rows that say what people themselves reach."""
+SEEN = "†"
+"""Mark of figures on concepts that the model was trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,7 @@ class Row:
         group: level, category, data set; empty where the figure has no parts.
         setting: kernel, tie rule, shots: what the figure depends on.
         unit: fraction, Spearman, nats...
+        seen: of concepts that a model of the row was trained on, or may have been: no evidence for new ones.
     """
 
     figure: str
@@ -91,6 +94,7 @@ class Row:
     group: str = ""
     setting: str = ""
     unit: str = "fraction"
+    seen: bool = False
 
     @property
     def is_difference(self) -> bool:

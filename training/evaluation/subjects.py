@@ -25,7 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.bundle import MANIFEST, MODEL, read_bundle, sha256_of
+from contract.bundle import read_bundle
+from contract.files import sha256_of
+from contract.manifest import MANIFEST, MODEL, Manifest
 from training.align import Transform
 from training.embed import EmbedConfig, extract
 from training.encoders import Encoder
@@ -58,7 +60,7 @@ class Subject:
         stored: features of some images that exist already: file, and `digest_of` those images (None: not recorded).
         names: of the rows of `stored`, or None where no names.txt lies beside it.
         split: which concepts it has not seen; None if that is not known.
-        seen: a sentence where it has seen concepts that it may be judged on.
+        seen: a sentence where it has seen, or may have seen, concepts that it is judged on; its figures are marked.
         language: open_clip's ARCH/PRETRAINED where a text tower belongs to the image encoder.
         weights: local file that the text tower is read from; None for open_clip's own.
         splits: the model of each split, where the subject is several (`RUN@all`); such a one has nothing else.
@@ -225,7 +227,7 @@ def _teacher(name: str, folder: Path, part: str, recipe: dict[str, Any]) -> Subj
         stored=features.stored,
         names=features.names,
         split=None if split is None else Split(recipe["held_out"], split),
-        seen=f"{name} was trained on all concepts, those it is judged on too" if split is None else "",
+        seen=_all_seen(name) if split is None else "",
     )
 
 
@@ -256,7 +258,7 @@ def _student(name: str, folder: Path, part: str, recipe: dict[str, Any]) -> Subj
         stored=stored.stored,
         names=stored.names,
         split=Split(recipe["teacher"]["held_out"], int(part)) if part != "final" else None,
-        seen=f"{name} was trained on all concepts, those it is judged on too" if part == "final" else "",
+        seen=_all_seen(name) if part == "final" else "",
     )
 
 
@@ -291,8 +293,23 @@ def _bundle(name: str, folder: Path, part: str) -> Subject:
         return bundle_encoder(read_bundle(folder), space)
 
     identity = {"bundle": manifest.files[MODEL].sha256, "space": space}
-    seen = f"{name} is a bundle: which concepts its training has seen stands in its manifest, and is not checked here"
-    return Subject(name, identity, encoder=build_bundle, seen=seen if space == "aligned" else "")
+    return Subject(name, identity, encoder=build_bundle, seen=_seen_by_bundle(name, manifest, space))
+
+
+def _seen_by_bundle(name: str, manifest: Manifest, space: str) -> str:
+    """What its manifest says it was trained on: a recipe's export learned from all concepts, hub weights from none."""
+    made = manifest.training
+    if space == BASE:
+        return ""
+    if "recipe" in made or "student" in made:
+        return _all_seen(name)
+    if made.get("inputs") == {}:  # a model of a hub, to which nothing was added
+        return ""
+    return f"{name} is a bundle whose manifest does not say which concepts it was trained on"
+
+
+def _all_seen(name: str) -> str:
+    return f"{name} was trained on all concepts, those it is judged on too"
 
 
 def _named(name: str, model: str, checkpoint: Path | None, side: int | None) -> Subject:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from contract.bundle import sha256_of
+from contract.files import sha256_of
 from training.embed import EmbedConfig
 from training.evaluation import (
     asked,
@@ -35,12 +35,13 @@ from training.evaluation.hierarchies import WORDNET
 from training.evaluation.pooling import pool
 from training.evaluation.report import Report, Section, write_report
 from training.evaluation.result import Constants, NotHere, Result, Setting
+from training.evaluation.stored_report import EVERY
 from training.evaluation.subjects import Features, NoFeatures, Split, Subject, identity_hash
 from training.images import SUFFIXES
 from training.run import split_concepts
 from training.stage import write_json
 
-VERSION = 2
+VERSION = 3
 """Of what protocols compute; raised when a stored result would be another today."""
 
 
@@ -53,6 +54,7 @@ class Protocol:
         run: does it. Raises NotHere where the data lacks what it needs.
         headline: (figure, setting) of the figures for the overview.
         of_every_split: False where there are no figures to pool, and one split's pictures say what there is to say.
+        held_out: figures that speak of new concepts only by a model that was not trained on them; `EVERY` for all.
     """
 
     title: str
@@ -60,6 +62,7 @@ class Protocol:
     run: Callable[[Setting], Result]
     headline: tuple[tuple[str, str], ...]
     of_every_split: bool = True
+    held_out: tuple[str, ...] = ()
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -69,6 +72,7 @@ PROTOCOLS: dict[str, Protocol] = {
         "the leave-one-out ceiling.",
         odd_one_out.human_choices,
         (),
+        held_out=(EVERY,),
     ),
     "vice": Protocol(
         "Odd one out, by VICE",
@@ -76,12 +80,14 @@ PROTOCOLS: dict[str, Protocol] = {
         "By category: two of a category and an outsider, where VICE says that people find the outsider.",
         odd_one_out.vice_agreement,
         (("agreement with VICE", "dot, strict"), ("expected human agreement", "dot, strict")),
+        held_out=(EVERY,),
     ),
     "vlm": Protocol(
         "Beside a vision-language model",
         "The triplets that a vision-language model was asked about, judged by every model.",
         asked.asked,
         ((asked.FIGURE, odd_one_out.HEADLINE),),
+        held_out=(EVERY,),
     ),
     "uncertainty": Protocol(
         "Uncertainty",
@@ -93,18 +99,21 @@ PROTOCOLS: dict[str, Protocol] = {
             ("Brier score", "dot"),
             ("expected calibration error", "dot"),
         ),
+        held_out=(EVERY,),
     ),
     "linear-probe": Protocol(
         "Linear probe",
         "What a linear map learned on choices makes of the features, on objects that it was not learned on.",
         linear_probe.linear_probe,
-        (("accuracy, probed", "dot, strict"),),
+        tuple((one, odd_one_out.HEADLINE) for one in (linear_probe.BEFORE, linear_probe.AFTER, linear_probe.GAIN)),
+        held_out=(EVERY,),
     ),
     "rsa-vice": Protocol(
         "RSA with VICE",
         "Spearman between a model's and VICE's similarities of all pairs of concepts.",
         rsa.rsa_with_vice,
         (("RSA with VICE", "pearson"),),
+        held_out=(EVERY,),
     ),
     "rsa": Protocol(
         "RSA with people",
@@ -128,8 +137,9 @@ PROTOCOLS: dict[str, Protocol] = {
             ("accuracy", "10 shots, ridge"),
             ("accuracy", "all, ridge"),
             ("accuracy", "1-NN"),
-            ("accuracy, classes not trained on", "1-NN"),
+            (transfer.UNTRAINED, "1-NN"),
         ),
+        held_out=(transfer.UNTRAINED,),
     ),
     "tip-adapter": Protocol(
         "Tip-Adapter",
@@ -202,12 +212,14 @@ PROTOCOLS: dict[str, Protocol] = {
         "How far apart photos of one class, one category and none are, and how that changed.",
         structure.hierarchy_change,
         (("regression of the change", "mixed effects"),),
+        held_out=(EVERY,),
     ),
     "layers": Protocol(
         "Layer by layer",
         "How far each block of a network tells categories apart, by the mean of its spatial tokens.",
         layers.layers,
         (),
+        held_out=(EVERY,),
     ),
     "maps": Protocol(
         "Maps",
@@ -257,6 +269,7 @@ def evaluate(
     *,
     differences: Sequence[tuple[str, str]] | None = None,
     wordnet: Path | None = None,
+    command: str = "",
 ) -> Report:
     """Run a suite, write report.json, report.csv and report.html to `out`, and return what they say.
 
@@ -271,7 +284,8 @@ def evaluate(
         constants: of the evaluation.
         computing: how features are computed.
         differences: (other, reference) by name for every difference to report; None for all others to the first.
-        wordnet: folder with WordNet's data.noun and index.sense, for the hierarchy; None for that of `data`.
+        wordnet: folder with WordNet's data.noun and cntlist.rev, for the hierarchy; None for that of `data`.
+        command: that asks for this, for the reader of the report.
 
     Raises:
         ValueError: two models of one name, models of different splits, a difference of models that are not there, or
@@ -287,6 +301,8 @@ def evaluate(
     pairs = _checked_differences(differences, subjects)
     features = Features(out / "features", computing or EmbedConfig())
     seeds = _common_seeds(subjects)
+    parts = _by_split(subjects, seeds)
+    splits = [split for _, split in parts]
     settings = [
         Setting(
             data=data,
@@ -297,22 +313,15 @@ def evaluate(
             differences=pairs,
             wordnet=wordnet,
         )
-        for own, split in _by_split(subjects, seeds)
+        for own, split in parts
     ]
-    made_of = {
-        "version": VERSION,
-        "models": [{subject.name: subject.identity for subject in setting.subjects} for setting in settings],
-        "data": data_digest(data, out),
-        "constants": asdict(constants),
-        "splits": [None if split is None else asdict(split) for _, split in _by_split(subjects, seeds)],
-        "differences": pairs and [list(pair) for pair in pairs],
-        "wordnet": None if wordnet is None else {name: sha256_of(wordnet / name) for name in WORDNET},
-    }
+    made_of = _made_of(settings, splits, out)
     sections = []
     with tqdm(names, desc="evaluate", unit="protocol") as bar:
         for name in bar:
             bar.set_postfix_str(name)
-            sections.append(_one(name, settings, seeds, made_of, out / f"protocols/{name}.json"))
+            section = _one(name, settings, seeds, made_of, out / f"protocols/{name}.json")
+            sections.append(_marked(section, PROTOCOLS[name], settings))
     if all(section.result is None for section in sections):
         why = "; ".join(f"{section.name}: {section.skipped}" for section in sections)
         raise ValueError(f"nothing in {data} to evaluate by {suite}. {why}.")
@@ -323,9 +332,25 @@ def evaluate(
         about={"suite": suite, "splits": _said(subjects, seeds)} | asdict(constants),
         notes=tuple(dict.fromkeys(one.seen for setting in settings for one in setting.subjects if one.seen)),
         sections=tuple(sections),
+        command=command,
+        splits=_described(settings, splits),
     )
     write_report(report, out)
     return report
+
+
+def _made_of(settings: Sequence[Setting], splits: Sequence[Split | None], out: Path) -> dict[str, Any]:
+    """All that a stored result depends on."""
+    one = settings[0]
+    return {
+        "version": VERSION,
+        "models": [{subject.name: subject.identity for subject in setting.subjects} for setting in settings],
+        "data": data_digest(one.data, out),
+        "constants": asdict(one.constants),
+        "splits": [None if split is None else asdict(split) for split in splits],
+        "differences": one.differences and [list(pair) for pair in one.differences],
+        "wordnet": None if one.wordnet is None else {name: sha256_of(one.wordnet / name) for name in WORDNET},
+    }
 
 
 def _said(subjects: Sequence[Subject], seeds: Sequence[int]) -> str:
@@ -335,12 +360,47 @@ def _said(subjects: Sequence[Subject], seeds: Sequence[int]) -> str:
     return f"{', '.join(str(seed) for seed in seeds) or split.seed}, {split.held_out:g} held out of each"
 
 
+def _described(settings: Sequence[Setting], splits: Sequence[Split | None]) -> tuple[dict[str, Any], ...]:
+    """Of every split its number, the share that it held out, and which concepts those are."""
+    return tuple(
+        {
+            "split": split.seed,
+            "held_out": split.held_out,
+            "concepts": [] if setting.held_out is None else setting.held_out.tolist(),
+            "of": len(concept_data(setting.data).photos.concepts),
+        }
+        for setting, split in zip(settings, splits, strict=True)
+        if split is not None
+    )
+
+
+def _marked(section: Section, protocol: Protocol, settings: Sequence[Setting]) -> Section:
+    """The section with every figure marked that a model's training has spoilt. Nothing of it is stored."""
+    tainted = {one.name for setting in settings for one in setting.subjects if one.seen}
+    if section.result is None or not tainted or not protocol.held_out or not _has_concepts(settings[0].data):
+        return section
+    rows = [
+        replace(row, seen=bool(tainted & set(row.model.split(" - "))))
+        if EVERY in protocol.held_out or row.figure in protocol.held_out
+        else row
+        for row in section.result.rows
+    ]
+    return replace(section, result=replace(section.result, rows=rows))
+
+
+def _has_concepts(data: Path) -> bool:
+    try:
+        return bool(len(concept_data(data).photos.concepts))
+    except NotHere:
+        return False
+
+
 def _one(name: str, settings: Sequence[Setting], seeds: Sequence[int], made_of: dict[str, Any], file: Path) -> Section:
     protocol = PROTOCOLS[name]
     head = (name, protocol.title, protocol.about, protocol.headline)
     key = identity_hash(made_of)
     if file.is_file() and (stored := json.loads(file.read_text())).get("key") == key:
-        return Section(*head, Result.from_json(stored))
+        return Section(*head, Result.from_json(stored), held_out=protocol.held_out)
     try:
         results = [protocol.run(setting) for setting in settings[: None if protocol.of_every_split else 1]]
     except (NotHere, NoFeatures) as error:
@@ -348,7 +408,7 @@ def _one(name: str, settings: Sequence[Setting], seeds: Sequence[int], made_of: 
     c = settings[0].constants
     result = results[0] if len(settings) == 1 else pool(results, seeds[: len(results)], c.repetitions, c.seed)
     write_json(file, {"key": key, "made_of": made_of} | result.to_json())
-    return Section(*head, result)
+    return Section(*head, result, held_out=protocol.held_out)
 
 
 def _check_subjects(subjects: Sequence[Subject]) -> None:

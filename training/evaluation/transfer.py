@@ -35,8 +35,11 @@ SHOTS = (1, 10)
 DRAWS = 5
 PENALTIES = np.logspace(-2, 6, 9)
 NEIGHBOURS = (1, 10)
+UNTRAINED = "accuracy, classes not trained on"
 NORMAL = 5
 """Nearest normal images whose mean cosine makes the anomaly score (gLocal's code)."""
+MANY_CLASSES = "The number of unique classes is greater than 50%"
+"""What scikit-learn warns of where there is one shot of each class."""
 
 Hits = NDArray[np.float64]
 
@@ -53,7 +56,7 @@ def classification(setting: Setting) -> Result:
         unseen = untrained(setting, one)
         if unseen is not None and unseen.any() and not unseen.all():
             part = {model: {how: hits[unseen] for how, hits in by.items()} for model, by in scores.items()}
-            out.rows += hit_rows(part, setting, "accuracy, classes not trained on", one.name)
+            out.rows += hit_rows(part, setting, UNTRAINED, one.name)
             seen = int((~unseen).sum())
             out.notes.append(f"{one.name}: {seen} photos tested on are of concepts that alignment was trained on.")
         train = int((~one.test).sum())
@@ -126,6 +129,7 @@ def readout(x: Vectors, label: NDArray[Any], classifier: str, shots: int | None)
         model = RidgeClassifierCV(alphas=PENALTIES)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # gLocal's 500 iterations are what is asked for
+        warnings.filterwarnings("ignore", MANY_CLASSES)
         model.fit(scaled, label)
     return lambda features: np.asarray(model.predict((features - mean) / std))
 
@@ -137,7 +141,9 @@ def _unit(x: Vectors) -> Vectors:
 
 def _nearest(x: Vectors, label: NDArray[Any], k: int) -> KNeighborsClassifier:
     """By cosine: of unit vectors, Euclidean distance has the same order."""
-    return KNeighborsClassifier(k, algorithm="brute").fit(_unit(x), label)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", MANY_CLASSES)
+        return KNeighborsClassifier(k, algorithm="brute").fit(_unit(x), label)
 
 
 def hit_rows(
@@ -222,15 +228,20 @@ def anomaly(setting: Setting) -> Result:
 def auroc(x: Vectors, label: NDArray[Any], test: NDArray[np.bool_], *, one_normal: bool) -> Hits:
     """AUROC for each class [classes] of finding anomalies among the test images."""
     similarity = triplets.similarity_matrix(x[test], x[~test], "cosine")
+    names, number = np.unique(label, return_inverse=True)
+    given, tested = number[~test], number[test]
+    # Without one class, the nearest are among so many of all: sorted once, not once a class.
+    most = NORMAL + int(np.bincount(given).max(initial=0))
+    order = np.argsort(-similarity, axis=1)[:, :most]
+    near, whose = np.take_along_axis(similarity, order, 1), given[order]
     found = []
-    for one in np.unique(label):
-        is_one = label == one
-        normal = is_one if one_normal else ~is_one
-        gallery = similarity[:, normal[~test]]
-        truth = ~normal[test]
-        if not gallery.shape[1] or truth.all() or not truth.any():
+    for one in range(len(names)):
+        normal = given == one if one_normal else given != one
+        truth = tested != one if one_normal else tested == one
+        if not normal.any() or truth.all() or not truth.any():
             continue
-        k = min(NORMAL, gallery.shape[1])
+        k = min(NORMAL, int(normal.sum()))
+        gallery = similarity[:, normal] if one_normal else np.where(whose != one, near, -np.inf)
         score = -np.partition(gallery, -k, axis=1)[:, -k:].mean(1)
         found.append(float(roc_auc_score(truth, score)))
     return np.array(found)

@@ -147,8 +147,8 @@ def _people(setting: Setting) -> list[Row]:
         disagreement = triplets.entropy(counts / counts.sum(1, keepdims=True))
         objects = choices.objects[several]
         h = triplets.entropy(triplets.pair_probabilities(triplets.pair_similarities(data.vice[objects])))
-        estimate = _rank_correlation(rankdata(h), rankdata(disagreement), c.repetitions, c.seed)
-        rows.append(Row("entropy of VICE with disagreement", PEOPLE, estimate, choices.source, "dot", "Spearman"))
+        if (estimate := intervals.spearman(h, disagreement, c.repetitions, c.seed)) is not None:
+            rows.append(Row("entropy of VICE with disagreement", PEOPLE, estimate, choices.source, "dot", "Spearman"))
     return rows
 
 
@@ -166,24 +166,15 @@ def _disagreement(setting: Setting, notes: list[str]) -> list[Row]:
         share = counts / counts.sum(1, keepdims=True)
         with np.errstate(divide="ignore"):
             log_p = np.log(share[:, ::-1])  # objects 0, 1, 2 to pairs 01, 02, 12
-        photos, disagreement = draw_photos(data, objects, c.seed), rankdata(triplets.entropy(share))
-        ranks = {}
+        photos, disagreement = draw_photos(data, objects, c.seed), triplets.entropy(share)
+        found = {}
         for name, x in setting.vectors(data.photos).items():
             sims = similarities(x, photos, "dot")
-            ranks[name] = rankdata(
-                triplets.entropy(triplets.pair_probabilities(sims, temperature_on(sims, log_p, name)))
-            )
-        for name, own in ranks.items():
-            estimate = _rank_correlation(own, disagreement, c.repetitions, c.seed)
-            rows.append(Row("entropy with human disagreement", name, estimate, choices.source, "dot", "Spearman"))
+            h = triplets.entropy(triplets.pair_probabilities(sims, temperature_on(sims, log_p, name)))
+            if (estimate := intervals.spearman(h, disagreement, c.repetitions, c.seed)) is not None:
+                found[name] = estimate
+        both = [(a, b) for a, b in setting.pairs if a in found and b in found]
+        found |= {f"{a} - {b}": intervals.difference(found[a], found[b]) for a, b in both}
+        figure = "entropy with human disagreement"
+        rows += [Row(figure, name, e, choices.source, "dot", "Spearman") for name, e in found.items()]
     return rows
-
-
-def _rank_correlation(x: Matrix, y: Matrix, repetitions: int, seed: int) -> Estimate:
-    """Pearson of ranks [n], items drawn with replacement."""
-    weighted, n = intervals.weighted_correlation(x, y), len(x)
-
-    def statistic(rows: NDArray[np.int64]) -> float:
-        return weighted(np.bincount(rows, minlength=n).astype(np.float64))
-
-    return intervals.over_items(n, statistic, repetitions, seed)

@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from contract.bundle import BaseModel
+from contract.files import whole
+from contract.manifest import BaseModel
 from training.encoders import Encoder
 from training.readout import block_features
-from training.stage import whole, write_json
+from training.stage import write_json
 
 HEAD = "mlp_head.safetensors"
 SHAPE = "embedding.json"

@@ -8,6 +8,7 @@ an `Images`, made when they are read, each a function of (seed, trial) alone.
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ class GeneratorConfig:
         per_image: trials of each image.
         kinds: of distortion.
         held_out: kinds of the test split alone.
-        gap: least and largest difference in strength between the two alternatives.
+        gap: least and largest difference in strength between the two alternatives; of counts, one object at least.
         own_draw: each alternative has a place, field or direction of its own; the answer is then the grade alone, and
             trials are harder. False changes nothing but the strength.
         longest: side that images are shrunk to first, in pixels, the reference too.
@@ -51,10 +52,8 @@ class GeneratorConfig:
             raise ValueError(f"no kinds of distortion {unknown}; there are {', '.join(KINDS)}.")
         if not set(self.kinds) - set(self.held_out):
             raise ValueError(f"all kinds {self.kinds} are held out; there is none to train on.")
-        if len(self.gap) != 2 or not 1 / COUNTS <= self.gap[0] <= self.gap[1] < 0.9:
-            raise ValueError(
-                f"gap is {self.gap}; expected two numbers from {1 / COUNTS:g} to below 0.9, the least first."
-            )
+        if len(self.gap) != 2 or not 0 < self.gap[0] <= self.gap[1] < 0.9:
+            raise ValueError(f"gap is {self.gap}; expected two numbers from above 0 to below 0.9, the least first.")
         if self.per_image < 1 or self.longest < 8:
             raise ValueError(f"per_image {self.per_image}, longest {self.longest}; expected at least 1 and 8.")
         if len(self.shares) != len(SPLITS) or min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-6:
@@ -89,6 +88,7 @@ def generate(images: Images, source: str, config: GeneratorConfig) -> Trials:
         np.array(taught)[(drawn * len(taught)).astype(int)],
     )
     gap = rng.uniform(config.gap[0], config.gap[1], size=t)
+    gap[kind == "count"] = np.maximum(gap[kind == "count"], 1 / COUNTS)
     weak = rng.uniform(0.05, 1 - gap)
     right = rng.random(t) < 0.5  # is the weaker one on the right?
     strong = weak + gap
@@ -99,10 +99,16 @@ def generate(images: Images, source: str, config: GeneratorConfig) -> Trials:
         own = np.flatnonzero(split == name)
         inside = split[unit] == name
         partner[inside] = rng.choice(own, int(inside.sum()))
+    # The reference is the image itself in all trials but those about counts: one row of it serves them all.
+    index = np.arange(3 * t).reshape(t, 3)
+    plain = np.flatnonzero(kind != "count")
+    _, first, own = np.unique(unit[plain], return_index=True, return_inverse=True)
+    index[plain, 0] = 3 * plain[first[own]]
+    rows, index = np.unique(index, return_inverse=True)
     return Trials(
         source=source,
-        images=Distorted(images, unit, partner, kind, strength, config),
-        index=np.arange(3 * t).reshape(t, 3),
+        images=Distorted(images, rows, unit, partner, kind, strength, config),
+        index=index.reshape(t, 3),
         votes=right.astype(np.float64),
         split=split[unit],
         kind=kind,
@@ -113,10 +119,11 @@ def generate(images: Images, source: str, config: GeneratorConfig) -> Trials:
 
 @dataclass(frozen=True)
 class Distorted:
-    """The images of generated trials: rows 3t, 3t + 1 and 3t + 2 are those of trial t; an `Images`.
+    """The images of generated trials; an `Images`.
 
     Attributes:
         images: that are distorted.
+        rows: [m] what each image is: 3t, 3t + 1, 3t + 2 is the reference, the left and the right one of trial t.
         unit, partner: [t] rows of the image of each trial, and of the one that an object is cut out of.
         kind: [t] of distortion.
         strength: [t, 3] of reference, left, right.
@@ -124,6 +131,7 @@ class Distorted:
     """
 
     images: Images
+    rows: NDArray[np.int64]
     unit: NDArray[np.int64]
     partner: NDArray[np.int64]
     kind: NDArray[np.str_]
@@ -131,37 +139,39 @@ class Distorted:
     config: GeneratorConfig
 
     def __len__(self) -> int:
-        return 3 * len(self.unit)
+        return len(self.rows)
 
-    @property
+    @cached_property
     def names(self) -> Sequence[str]:
-        """Of the image, with the trial, its kind and the part: two sets of trials have no name in common by chance."""
-        own = self.images.names
-        return [
-            f"{own[image]}#{trial}-{kind}-{part}-{strength:.6f}-{self.config.seed}"
-            for trial, (image, kind) in enumerate(zip(self.unit.tolist(), self.kind.tolist(), strict=True))
-            for part, strength in zip(PARTS, self.strength[trial].tolist(), strict=True)
-        ]
+        """All that the pixels are made of: two sets of trials share a name only where they share the image."""
+        own, config = self.images.names, self.config
+        how = f"{config.seed}-{config.longest}{'-own' if config.own_draw else ''}"
+        out = []
+        for trial, part in zip(*self._parts(), strict=True):
+            kind, strength = self.kind[trial], self.strength[trial, part]
+            other = f"-{own[self.partner[trial]]}" if kind == "count" else ""
+            out.append(f"{own[self.unit[trial]]}#{trial}-{kind}-{PARTS[part]}-{strength:.6f}{other}-{how}")
+        return out
 
-    @property
+    @cached_property
     def sizes(self) -> NDArray[np.int64]:
         """Encoded bytes of the image itself."""
-        return np.repeat(self.images.sizes[self.unit], 3)
+        return self.images.sizes[self.unit[self.rows // 3]]
 
     @property
     def labels(self) -> Sequence[str] | None:
         """Of the image itself."""
         own = self.images.labels
-        return None if own is None else [own[image] for image in np.repeat(self.unit, 3).tolist()]
+        return None if own is None else [own[image] for image in self.unit[self.rows // 3].tolist()]
 
     def where(self, row: int) -> str:
         """See `Images`."""
-        trial, part = divmod(row, 3)
+        trial, part = divmod(int(self.rows[row]), 3)
         return f"{PARTS[part]} of trial {trial}, {self.kind[trial]} of {self.images.where(int(self.unit[trial]))}"
 
     def read(self, row: int) -> bytes:
         """The image of a row as PNG, which loses nothing."""
-        trial, part = divmod(row, 3)
+        trial, part = divmod(int(self.rows[row]), 3)
         kind, strength = str(self.kind[trial]), float(self.strength[trial, part])
         stream = part if self.config.own_draw else 0
         rng = np.random.default_rng([self.config.seed, 2, trial, stream])
@@ -173,6 +183,11 @@ class Distorted:
         out = io.BytesIO()
         image.save(out, "PNG", compress_level=0)  # it is decoded at once: nothing is gained by packing it
         return out.getvalue()
+
+    def _parts(self) -> tuple[list[int], list[int]]:
+        """(trial of each row, which of `PARTS` it is)."""
+        trial, part = np.divmod(self.rows, 3)
+        return trial.tolist(), part.tolist()
 
     def _open(self, row: int) -> Image.Image:
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(self.images.read(row)))).convert("RGB")

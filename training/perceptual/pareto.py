@@ -17,13 +17,14 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from contract.files import whole
 from training import evaluate
 from training.evaluate import Estimate
 from training.perceptual.figures import accuracy, judgment_scores
 from training.perceptual.trials import Trials
 from training.recipe import Recipe
 from training.run import Data
-from training.stage import whole, write_json
+from training.stage import write_json
 from training.student_figures import KERNEL, Split, judge, paired_mean
 
 Vectors = NDArray[np.float32]

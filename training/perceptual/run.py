@@ -1,14 +1,17 @@
 """A perceptual alignment from recipe to figures: trials, embedding, training, and accuracy before against after.
 
 OUT/recipe.json     the recipe, the trials and versions
-OUT/features/       of frozen branches, where the recipe has a head
+OUT/features/       of frozen branches, where the recipe has a head; elsewhere where they are shared between runs
 OUT/before/         embeddings of the images that accuracy is reported on, before training
 OUT/...             of `training.perceptual.align`
 OUT/after/          the same embeddings after training
 OUT/strength-STEP/  weights after so many steps, where they were asked for, and their embeddings
-OUT/figures.json    two-alternative accuracy before, after, and their paired difference; the same by strength
+OUT/without-KIND/   where every kind is left out in turn: a training that has not seen it, as OUT itself has
+OUT/figures.json    two-alternative accuracy before, after, and their paired difference; the same by strength, and of
+                    kinds left out
 """
 
+import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +20,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from contract.bundle import read_bundle
 from training.distill import Load
 from training.embed import EmbedConfig, extract
-from training.encoders import Encoder
-from training.images import open_images
+from training.encoders import Encoder, features_of, weights_digest
+from training.images import Images, digest_of, load_image, open_images
 from training.loading import PixelLoader
 from training.models import build
 from training.perceptual.align import align, strength_folder, trials_digests
 from training.perceptual.bapps import read_bapps
 from training.perceptual.class_triplets import class_triplets
 from training.perceptual.embedding import SHAPE, Shape, read_shape, shaped
-from training.perceptual.figures import accuracy_figures
+from training.perceptual.figures import Scores, accuracy_figures, judgment_scores
 from training.perceptual.generated import GeneratorConfig, generate
+from training.perceptual.left_out import kinds_to_leave_out, left_out_figures, without
 from training.perceptual.nights import read_nights
 from training.perceptual.objective import PerceptualConfig
 from training.perceptual.subset import Subset
@@ -39,6 +44,9 @@ from training.stage import claim, write_json
 from training.student_model import load_weights
 
 SOURCES = ("nights", "bapps", "things", "classes", "generated")
+CHECKED, AGREEMENT = 8, 0.9999
+"""Images that a bundle and the network it stands for both embed, and the least cosine between what they give."""
+
 VALIDATION = 0.1
 """Share of the training units that weights are chosen on, where a data set has no split of its own for that."""
 
@@ -130,7 +138,16 @@ def with_training_judgments(trials: Trials, n: int | None, seed: int) -> Trials:
     return trials.take((trials.split != "train") | np.isin(trials.judgment, kept))
 
 
-def run_perceptual(recipe: PerceptualRecipe, trials: Trials, out: Path, *, device: str = "cpu") -> dict[str, Any]:
+def run_perceptual(
+    recipe: PerceptualRecipe,
+    trials: Trials,
+    out: Path,
+    *,
+    device: str = "cpu",
+    leave_out: bool = False,
+    features: Path | None = None,
+    graph: str | None = None,
+) -> dict[str, Any]:
     """Train, unless it is done, judge the held-out trials before and after, and return the figures.
 
     Args:
@@ -138,20 +155,28 @@ def run_perceptual(recipe: PerceptualRecipe, trials: Trials, out: Path, *, devic
         trials: as `read_trials` gives them.
         out: folder to make or to continue.
         device: where to compute.
+        leave_out: train once more without each kind of trial, and judge each of these on the kind it has not seen.
+        features: folder for features of frozen branches, by content: runs that differ in their head, or in what they
+            do with the trials, compute them once. None keeps them in `out`.
+        graph: a bundle that computes these features, as BUNDLE or BUNDLE@SPACE (`base` if none is said), several times
+            faster on a CPU than torch does; it must give what the recipe's network gives.
 
     Returns:
-        What `accuracy_figures` gives, and `strength`: the same by step, of the steps in `strengths` that were reached.
+        What `accuracy_figures` gives; `strength`: the same by step, of the steps in `strengths` that were reached;
+        and `left out`: what `left_out_figures` gives, where it was asked for.
 
     Raises:
-        ValueError: trials without a split to report on, or `out` was made by another recipe or from other trials.
+        ValueError: trials without a split to report on, `out` was made by another recipe or from other trials, or a
+            kind that cannot be left out.
     """
     trials = with_training_judgments(with_all_splits(trials, recipe.seed), recipe.train_trials, recipe.seed)
+    kinds = kinds_to_leave_out(trials) if leave_out else []
     out.mkdir(parents=True, exist_ok=True)
     if place().rank == 0:
         claim(out / "recipe.json", {"recipe": asdict(recipe), "inputs": trials_digests(trials)}, ("torch", "timm"))
     place().wait()
     encoder = embedding(recipe.shape, pretrained=recipe.pretrained, seed=recipe.seed)
-    work = _Work(recipe, encoder, trials, out, device)
+    work = _Work(recipe, encoder, trials, out, EmbedConfig(device=device), features, graph)
     test = trials.of_split("test")
     before = work.vectors(encoder, test, "before")
     align(encoder, recipe.shape, trials, work.load, recipe.training, out, device=device)
@@ -165,9 +190,25 @@ def run_perceptual(recipe: PerceptualRecipe, trials: Trials, out: Path, *, devic
             then = work.vectors(encoder, test, f"{folder.name}/after")
             columns = accuracy_figures(test, before, then, taught, repetitions=recipe.bootstrap, seed=recipe.seed)
             figures["strength"][str(step)] = {name: columns[name] for name in ("after", "after - before")}
+    if kinds:
+        earned = {kind: _earned_without(kind, recipe, trials, work) for kind in kinds}
+        start = judgment_scores(test, before)
+        figures["left out"] = left_out_figures(test, start, earned, repetitions=recipe.bootstrap, seed=recipe.seed)
     if place().rank == 0:
         write_json(out / "figures.json", figures)
     return figures
+
+
+def _earned_without(kind: str, recipe: PerceptualRecipe, trials: Trials, work: "_Work") -> Scores:
+    """What the reported judgments earn after a training that sees no trial of one kind."""
+    encoder = embedding(recipe.shape, pretrained=recipe.pretrained, seed=recipe.seed)
+    name = f"without-{kind}"
+    device = work.computing.device
+    align(encoder, recipe.shape, without(trials, kind), work.load, recipe.training, work.out / name, device=device)
+    if place().rank == 0:
+        (work.out / name / "checkpoint.pt").unlink(missing_ok=True)  # there are as many trainings as kinds
+    test = trials.of_split("test")
+    return judgment_scores(test, work.vectors(encoder, test, f"{name}/after"))
 
 
 def embedding(shape: Shape, *, pretrained: bool = True, seed: int = 0) -> Encoder:
@@ -191,18 +232,35 @@ def read_embedding(folder: Path, *, pretrained: bool = True) -> Encoder:
 class _Work:
     """Where embeddings come from: pixels, or features of frozen branches that are computed once."""
 
-    def __init__(self, recipe: PerceptualRecipe, encoder: Encoder, trials: Trials, out: Path, device: str) -> None:
+    def __init__(
+        self,
+        recipe: PerceptualRecipe,
+        encoder: Encoder,
+        trials: Trials,
+        out: Path,
+        computing: EmbedConfig,
+        shared: Path | None,
+        graph: str | None,
+    ) -> None:
         self.recipe, self.trials, self.out = recipe, trials, out
-        self.computing = EmbedConfig(device=device)
+        self.computing = computing
         self.load: Load
         self.features: NDArray[np.float32] | None = None
         if recipe.shape.hidden is None:
+            if graph is not None:
+                raise ValueError(f"{graph} cannot be trained: the recipe has no head, whose features it would compute.")
             self.load = PixelLoader(trials.images, encoder.pixels)
             return
         if recipe.training.augment != "none":
             raise ValueError("a head is trained on features that are computed once; augment must be none.")
         frozen = embedding(replace(recipe.shape, hidden=None), pretrained=recipe.pretrained, seed=recipe.seed)
-        features = extract(frozen, recipe.name, trials.images, out / "features", self.computing)
+        name = "+".join(recipe.shape.branches)
+        if graph is not None:
+            frozen = through_bundle(graph, frozen, trials.images)
+        # As in a training of the branches themselves: `bf16` autocasts the encoder, heads are always float32.
+        once = replace(computing, precision="bfloat16" if recipe.training.precision == "bf16" else "float32")
+        folder = out / "features" if shared is None else shared / _content(frozen, trials, once)
+        features = extract(frozen, name, trials.images, folder, once)
         self.features = features
         self.load = lambda rows: torch.from_numpy(features[rows])
 
@@ -217,3 +275,45 @@ class _Work:
             with torch.inference_mode():
                 out[rows] = encoder.module.cpu()(torch.from_numpy(self.features[rows])).numpy()
         return out
+
+
+def _content(encoder: Encoder, trials: Trials, computing: EmbedConfig) -> str:
+    """Name of the folder for the features of some images by some network."""
+    made_of = f"{weights_digest(encoder.module)} {encoder.output} {encoder.pixels.to_json()} {computing.precision}"
+    return f"{hashlib.sha256(made_of.encode()).hexdigest()[:12]}-{digest_of(trials.images)[:12]}"
+
+
+def through_bundle(graph: str, network: Encoder, images: Images) -> Encoder:
+    """A network as a bundle's graph computes it.
+
+    Args:
+        graph: BUNDLE or BUNDLE@SPACE.
+        network: that the graph is to agree with.
+        images: the first few of which are embedded by both.
+
+    Raises:
+        ValueError: no such bundle or space, other pixels or width, or another answer for one of these images.
+    """
+    from training.evaluation.onnx_encoder import bundle_encoder
+
+    folder, _, space = graph.partition("@") if not Path(graph).is_dir() else (graph, "", "")
+    bundle = read_bundle(Path(folder))
+    if (space := space or "base") not in bundle.manifest.spaces:
+        raise ValueError(f"{folder} has the spaces {sorted(bundle.manifest.spaces)}; there is no {space!r}.")
+    encoder = bundle_encoder(bundle, space)
+    if encoder.size != network.size or encoder.pixels.shape != network.pixels.shape:
+        raise ValueError(
+            f"{graph} gives {encoder.size} values of {encoder.pixels.shape} pixels, the network {network.size} of "
+            f"{network.pixels.shape}; expected the same."
+        )
+    for row in range(min(CHECKED, len(images))):
+        both = [
+            features_of(one, torch.from_numpy(load_image(images, row, one.pixels)[None])) for one in (encoder, network)
+        ]
+        agreement = torch.nn.functional.cosine_similarity(both[0].double(), both[1].double()).item()
+        if not agreement > AGREEMENT:
+            raise ValueError(
+                f"{graph} is of another network: on {images.where(row)} the cosine of both embeddings is "
+                f"{agreement:.5f}; expected more than {AGREEMENT}."
+            )
+    return encoder

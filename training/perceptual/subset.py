@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +20,13 @@ class Subset:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
+    @cached_property
     def names(self) -> Sequence[str]:
         """See `Images`."""
         own = self.images.names
         return [own[row] for row in self.rows]
 
-    @property
+    @cached_property
     def sizes(self) -> NDArray[np.int64]:
         """See `Images`."""
         return self.images.sizes[self.rows]

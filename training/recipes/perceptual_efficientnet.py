@@ -1,8 +1,9 @@
 """EfficientNet-Lite2, frozen, with a residual head that is aligned with graded distortions.
 
-Command   python -m training perceptual perceptual_efficientnet generated:DATA/images.csv --out runs/perceptual-cnn
+Command   python -m training perceptual perceptual_efficientnet generated:DATA/images.csv --leave-one-kind-out
+          --features FEATURES --graph app/starter --out runs/perceptual-cnn
 Hardware  2 CPU cores, 4 GB; the features of all trials are computed once
-Source    DreamSim's head: hidden layer of 512, residual, 512 trials a step, about 20 epochs
+Source    DreamSim's residual head with a hidden layer of 512; rate, steps and difficulty chosen on validation photos
 """
 
 from training.perceptual.embedding import Shape
@@ -15,6 +16,8 @@ RECIPE = PerceptualRecipe(
     name="perceptual-efficientnet",
     description="EfficientNet-Lite2 with a residual head, aligned with graded distortions of photos.",
     shape=Shape(branches=("efficientnet-lite2",), hidden=512),
-    generator=GeneratorConfig(per_image=1, held_out=("blur", "compression")),
-    training=PerceptualConfig(steps=160, batch=512, checkpoint_every=8, adaptation=Adaptation()),
+    generator=GeneratorConfig(per_image=2, own_draw=True, gap=(0.13, 0.3), longest=160, shares=(0.5, 0.1, 0.4)),
+    training=PerceptualConfig(
+        steps=300, batch=128, head_rate=1e-4, checkpoint_every=50, patience=None, adaptation=Adaptation()
+    ),
 )

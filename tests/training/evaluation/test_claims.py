@@ -1,6 +1,7 @@
 """Claims of the paper, and the page for a repository: verdicts by interval, no photo, links that lead somewhere."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from tests.training.evaluation.worlds import write_models
 from tests.training.tiny import write_tiny_data
 from training.__main__ import main
 from training.evaluate import Estimate
-from training.evaluation.claims import OPEN, OPPOSITE, SAME, verdicts
+from training.evaluation.claims import OPEN, OPPOSITE, SAME, UNTOLD, verdicts
+from training.evaluation.page import table
 from training.evaluation.result import Row
 from training.evaluation.suites import PROTOCOLS
 
@@ -42,6 +44,14 @@ def test_rows_of_other_models_and_settings_answer_to_no_claim() -> None:
         Row("agreement with VICE", "aligned", estimate, "", "dot, strict"),
     ]
     assert verdicts(rows) == []
+
+
+def test_parentheses_tell_models_of_one_role_apart_and_seen_concepts_claim_nothing() -> None:
+    estimate = Estimate(0.2, 0.1, 0.3, 9)
+    name = "aligned (150 steps) - unaligned (150 steps)"
+    row = Row("agreement with VICE", name, estimate, "", "dot, strict")
+    assert [(one.claim.difference, one.outcome) for one in verdicts([row])] == [("aligned - unaligned", SAME)]
+    assert [one.outcome for one in verdicts([replace(row, seen=True)])] == [UNTOLD]
 
 
 def page(tmp_path: Path, *names: str) -> Path:
@@ -76,3 +86,12 @@ def test_a_page_is_the_same_bytes_again_and_keeps_no_old_picture(tmp_path: Path)
 
 def test_models_of_other_names_make_no_claim(tmp_path: Path) -> None:
     assert "What the paper says" not in (page(tmp_path, "one", "two") / "report.md").read_text()
+
+
+def test_differences_have_a_table_of_their_own_and_seen_concepts_a_mark() -> None:
+    rows = [Row("agreement", m, Estimate(v, v - 0.1, v + 0.1, 9), seen=m != "a") for m, v in (("a", 0.5), ("b", 0.75))]
+    rows.append(Row("agreement", "b - a", Estimate(0.25, 0.25, 0.25, 9), seen=True))
+    models, differences = "\n".join(table(rows, ["a", "b"])).strip().split("\n\n")
+    assert models.splitlines()[0] == "| figure | a | b |"
+    assert models.splitlines()[2] == "| agreement | 0.500 [0.400, 0.600] | 0.750 † [0.650, 0.850] |"
+    assert differences.splitlines()[::2] == ["| figure | b - a |", "| agreement | +0.250 † |"]

@@ -46,3 +46,18 @@ def test_correlation_of_ranks_is_spearman_where_no_weight_differs() -> None:
 def test_nothing_to_average_is_refused() -> None:
     with pytest.raises(ValueError, match="no item"):
         intervals.mean_over_items(np.zeros(0), 5, 0)
+
+
+def test_spearman_is_scipys_and_its_differences_are_paired() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.random(40), rng.random(40)
+    z, holed = x + 0.3 * rng.random(40), np.where(np.arange(40) < 5, np.nan, y)
+    a, b = (intervals.spearman(one, x, 50, 1) for one in (z, y))
+    assert a is not None and b is not None
+    assert a.value == pytest.approx(spearmanr(z, x).statistic) and a.low < a.value < a.high
+    assert intervals.difference(a, b).value == pytest.approx(a.value - b.value)
+    assert (intervals.difference(a, a).low, intervals.difference(a, a).high) == (0, 0)
+    left = intervals.spearman(holed, x, 5, 1)
+    assert left is not None and (left.n, left.value) == (35, pytest.approx(spearmanr(y[5:], x[5:]).statistic))
+    assert intervals.spearman(np.ones(9), rng.random(9), 5, 1) is None
+    assert intervals.spearman(np.array([1.0, np.nan, 2.0]), np.ones(3), 5, 1) is None

@@ -122,3 +122,29 @@ def test_the_protocol_scores_models_on_photos(tmp_path: Path) -> None:
     assert [value["accuracy", level, "model"] for level in ("coarse", "fine", "boundary")] == [1, 1, 1]
     assert value["noise ceiling", "fine", "people"] == 1
     assert value["disagreement with log time", "", "people"] > 0.8
+
+
+def test_entropies_are_compared_on_the_same_triplets_and_check_values_where_they_apply(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"n{k:02}_{i}.JPEG" for k in range(5) for i in range(3)]
+    for name in names:
+        (tmp_path / "levels/images").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "levels/images" / name, "PNG")
+    fine = [tuple(names[3 * k : 3 * k + 3]) for k in range(5)]  # of the k-th, k of four people disagree
+    people = [[trial(one, 0 if i < min(k, 2) else 2, 1e3 * (k + 1)) for k, one in enumerate(fine)] for i in range(4)]
+    write(tmp_path / "levels", people)
+    subjects = []
+    for seed, model in enumerate(("a", "b")):
+        np.save(tmp_path / f"{model}.npy", np.random.default_rng(seed).normal(size=(15, 4)).astype(np.float32))
+        subjects.append(Subject(model, {"x": model}, stored=(tmp_path / f"{model}.npy", None)))
+    setting = Setting(tmp_path, tuple(subjects), Features(tmp_path / "f"), Constants(repetitions=5))
+    result = levels(setting)
+    assert any("not the published release, whose trials are coarse 61727" in note for note in result.notes)
+    monkeypatch.setattr("training.evaluation.levels.TRIALS", {"coarse": 0, "fine": 20, "boundary": 0})
+    ceiling = next(r.estimate.value for r in result.rows if (r.figure, r.group) == ("noise ceiling", ""))
+    assert f"noise ceiling {ceiling:.4f} (published 0.6896)" in levels(setting).notes[-1]
+    found = result.rows
+    for figure in ("entropy with log time", "entropy with disagreement"):
+        value = {row.model: row.estimate.value for row in found if (row.figure, row.group) == (figure, "fine")}
+        assert value["b - a"] == pytest.approx(value["b"] - value["a"]) and value["b - a"] != 0

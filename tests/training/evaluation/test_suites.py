@@ -16,7 +16,9 @@ from training.evaluation import suites
 from training.evaluation.report import LOWER_IS_BETTER
 from training.evaluation.subjects import Split, Subject
 from training.evaluation.suites import PROTOCOLS, SUITES, protocols_of
+from training.evaluation.transfer import UNTRAINED
 from training.models import MODELS
+from training.run import read_data, split_concepts
 from training.run import run as run_recipe
 
 QUICK = ["--repetitions", "5", "--triplets", "500", "--draws", "2"]
@@ -178,3 +180,43 @@ def test_the_differences_asked_for_are_those_reported(tmp_path: Path) -> None:
         run(tmp_path, "--difference", "c:d", suite="vice", **noise)
     with pytest.raises(SystemExit, match="expected the names of two models"):
         run(tmp_path, "--difference", "c-b", suite="vice", **noise)
+
+
+def test_figures_on_concepts_trained_on_are_marked_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "tiny", TINY_MODEL)
+    data, folder = write_tiny_data(tmp_path / "data"), tmp_path / "run"
+    run_recipe(TINY, data, folder)
+    words = [f"base={folder}@base", f"split={folder}@0", f"final={folder}"]
+    out = tmp_path / "report"
+    main(["evaluate", *words, "--suite", "vice,classification", "--data", str(data), "--report", str(out), *QUICK])
+    found = json.loads((out / "report.json").read_text())
+    seen = {
+        (name, row["figure"] == UNTRAINED, row["model"]): row["seen"]
+        for name, protocol in found["protocols"].items()
+        for row in protocol["rows"]
+    }
+    models = ("base", "split", "final", "split - base", "final - base")
+    marked = {(k, m) for k in (("vice", False), ("classification", True)) for m in ("final", "final - base")}
+    assert {(key[:2], key[2]) for key, value in seen.items() if value} == marked
+    assert {key[2] for key in seen} >= set(models)
+    assert "final was trained on all concepts" in found["notes"][0] and "†" in (out / "report.html").read_text()
+    with (out / "report.csv").open() as stream:
+        assert {line["model"] for line in csv.DictReader(stream) if line["seen"]} == {"final", "final - base"}
+
+
+def test_the_report_says_its_command_and_which_concepts_were_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "tiny", TINY_MODEL)
+    data, folder, out = write_tiny_data(tmp_path / "data"), tmp_path / "run", tmp_path / "report"
+    run_recipe(TINY, data, folder)
+    main(["evaluate", f"a={folder}@all", "--suite", "vice", "--data", str(data), "--report", str(out), *QUICK])
+    found = json.loads((out / "report.json").read_text())
+    concepts = read_data(data).photos.concepts
+    for seed, one in enumerate(found["splits"]):
+        held_out = split_concepts(concepts, TINY.held_out, seed)[1].tolist()
+        assert one == {"split": seed, "held_out": 0.5, "concepts": held_out, "of": len(concepts)}
+    assert len(found["splits"]) == 2
+    assert found["command"].startswith(f"python -m training evaluate a={folder}@all --suite vice ")

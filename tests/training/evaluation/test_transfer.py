@@ -66,6 +66,11 @@ def test_readouts_learn_what_is_separable_whatever_its_scale(classifier: str, sh
     assert (readout(features, label, classifier, shots)(features) == label).all()
 
 
+def test_one_shot_of_many_classes_is_learned_without_a_warning() -> None:
+    names, eye = np.array([f"class {i}" for i in range(30)]), np.eye(30, dtype=np.float32)
+    assert (readout(eye, names, "ridge", 1)(eye) == names).all()  # warnings are errors here
+
+
 def test_a_set_with_its_own_test_part_keeps_it_and_others_are_halved(tmp_path: Path) -> None:
     own = [f"own/{part}/{c}/{i}.png" for part, n in (("train", 3), ("test", 1)) for c in "ab" for i in range(n)]
     halved = [f"halved/{c}/{i}.png" for c in "ab" for i in range(5)] + ["halved/lonely/0.png"]
@@ -120,17 +125,18 @@ def test_without_imagenet_breeds_say_so(tmp_path: Path) -> None:
         breeds(setting_of(tmp_path))
 
 
-def test_anomalies_are_scored_by_the_five_nearest_normal_images() -> None:
+@pytest.mark.parametrize("one_normal", [True, False])
+def test_anomalies_are_scored_by_the_five_nearest_normal_images(one_normal: bool) -> None:
     rng = np.random.default_rng(0)
-    x, label = rng.normal(size=(40, 3)).astype(np.float32), np.array(["a", "b"] * 20)
+    x, label = rng.normal(size=(40, 3)).astype(np.float32), np.array(["a", "b", "a", "c"] * 10)
     test = np.arange(40) >= 20
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     by_hand = []
-    for one in "ab":
-        normal = unit[(label == one) & ~test]
-        score = [-np.sort(normal @ v)[-5:].mean() for v in unit[test]]
-        by_hand.append(roc_auc_score(label[test] != one, score))
-    assert auroc(x, label, test, one_normal=True) == pytest.approx(by_hand)
+    for one in "abc":
+        is_normal = (label == one) == one_normal
+        score = [-np.sort(unit[is_normal & ~test] @ v)[-5:].mean() for v in unit[test]]
+        by_hand.append(roc_auc_score(~is_normal[test], score))
+    assert auroc(x, label, test, one_normal=one_normal) == pytest.approx(by_hand)
 
 
 def test_separate_classes_are_all_found_as_anomalies(tmp_path: Path) -> None:

@@ -102,8 +102,36 @@ def test_a_row_is_the_same_every_time_and_another_seed_is_another_set(folder: Pa
         assert trials.images.read(row) == again.images.read(row)
         assert load_image(trials.images, row, spec).shape == (3, 24, 24)
     assert digest_of(trials.images) == digest_of(again.images) != digest_of(other.images)
-    assert len(set(trials.images.names)) == len(trials.images) == 3 * len(trials)
-    assert "trial 2, " in trials.images.where(7)
+    assert len(set(trials.images.names)) == len(trials.images) == len(np.unique(trials.index))
+    assert trials.images.names is trials.images.names  # a list of them all is not made again for each
+    row = int(trials.index[2, 1])
+    assert trials.images.where(row).startswith("left of trial 2, ")
+
+
+@pytest.mark.parametrize("change", [{"own_draw": True}, {"longest": 40}, {"shares": (0.5, 0.3, 0.2)}])
+def test_a_name_changes_with_all_that_the_pixels_are_made_of(folder: Path, change: dict[str, object]) -> None:
+    counts = {"kinds": ("count",)}
+    assert trials_of(folder, **counts).images.names != trials_of(folder, **counts, **change).images.names
+
+
+def test_trials_of_one_image_share_its_row_as_reference_unless_objects_are_counted(folder: Path) -> None:
+    trials = trials_of(folder, per_image=12)
+    counted = trials.kind == "count"
+    for image in range(30):
+        assert len(set(trials.index[(trials.unit == image) & ~counted, 0].tolist())) == 1
+    assert len(set(trials.index[counted, 0].tolist())) == counted.sum()
+    assert len(trials.images) == 2 * len(trials) + 30 + counted.sum()
+
+
+def test_a_small_gap_still_tells_counts_apart_by_one_object(folder: Path) -> None:
+    trials = trials_of(folder, per_image=40, gap=(0.02, 0.05))
+    images = trials.images
+    assert isinstance(images, Distorted)
+    objects = np.ceil(COUNTS * images.strength[:, 1:] - 1e-9)
+    apart = np.abs(objects[:, 0] - objects[:, 1])
+    difference = np.abs(images.strength[:, 1] - images.strength[:, 2])
+    assert set(apart[trials.kind == "count"].tolist()) == {1.0}
+    assert difference[trials.kind != "count"].max() <= 0.05 + 1e-9
 
 
 def test_references_are_the_image_itself_and_alternatives_differ_from_it_and_each_other(folder: Path) -> None:
@@ -121,7 +149,7 @@ def test_references_are_the_image_itself_and_alternatives_differ_from_it_and_eac
     [
         ({"kinds": ("blur", "smell")}, r"no kinds of distortion \['smell'\]"),
         ({"kinds": ("blur",), "held_out": ("blur",)}, "there is none to train on"),
-        ({"gap": (0.05, 0.4)}, "gap is"),
+        ({"gap": (0.0, 0.4)}, "gap is"),
         ({"per_image": 0}, "per_image 0"),
     ],
 )
