@@ -187,7 +187,7 @@ class Metrics:
             "alignet_admitted_images", "Images being decoded, queued or inferred.", registry=self.registry
         )
         self.queued = Gauge(
-            "alignet_queue_images", "Decoded images waiting for the inference thread.", registry=self.registry
+            "alignet_queue_images", "Decoded images waiting for an inference thread.", registry=self.registry
         )
         self.queues: list[Callable[[], int]] = []  # one of each engine of this process
         self.queued.set_function(lambda: float(sum(length() for length in self.queues)))

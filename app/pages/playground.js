@@ -31,6 +31,7 @@ function showFaults(title, lines, again = null) {
   const retry = el("button", { type: "button", class: "button slim", onclick: again }, "Try again");
   byId("faults").replaceChildren(el("h3", {}, title), el("ul", {}, list), el("div", { class: "row" }, again && retry, close));
   byId("faults").hidden = false;
+  byId("faults").scrollIntoView({ block: "nearest" }); // on a phone the results may be what is looked at
 }
 
 function hideFaults() {

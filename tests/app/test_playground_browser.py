@@ -542,11 +542,13 @@ def test_a_busy_service_is_asked_again_and_a_model_replaced_meanwhile_is_embedde
 
 
 def test_a_service_that_is_gone_is_said_so_and_can_be_tried_again(service: str, opened: Open) -> None:
-    page = opened(service)
+    page = opened(service, viewport={"width": 390, "height": 844})
     page.locator("#model-about").wait_for()
     page.route("**/embed", lambda route: route.abort())
     page.set_input_files("#files", PHOTOS)
     page.get_by_text("The service did not answer").wait_for()
+    box = page.locator("#faults").bounding_box()
+    assert box["y"] >= 0 and box["y"] + box["height"] <= 844  # seen on a phone without scrolling
     page.unroute("**/embed")
     page.get_by_role("button", name="Try again").click()
     page.locator("#heat").wait_for()

@@ -2,7 +2,10 @@
 
 Command   python -m training perceptual perceptual_efficientnet generated:DATA/images.csv --leave-one-kind-out
           --features FEATURES --graph app/starter --out runs/perceptual-cnn
-Hardware  2 CPU cores, 4 GB; the features of all trials are computed once
+Hardware  1 CPU core of two threads, shared, 4 GB: 9 to 35 images a second for the features of 27,531 images, computed
+          once; then about a minute a training, seven of them
+Result    2,074 photos not seen, two-alternative accuracy .909 before; +.014 [.010, .019]; of kinds not seen +.003
+          [.000, .007]
 Source    DreamSim's residual head with a hidden layer of 512; rate, steps and difficulty chosen on validation photos
 """
 

@@ -2,7 +2,10 @@
 
 Command   python -m training perceptual perceptual_vit_small_head generated:DATA/images.csv --leave-one-kind-out
           --features FEATURES --out runs/perceptual-head
-Hardware  2 CPU cores, 4 GB; the features of all trials are computed once
+Hardware  1 CPU core of two threads, shared, 4 GB: 22 images a second for the features of 15,558 images, computed once
+          with one thread; then half a minute a training, seven of them
+Result    2,074 photos not seen, two-alternative accuracy .797 before; +.068 [.053, .083]; of kinds not seen +.065
+          [.049, .080]
 Source    DreamSim's head and the patch-level objective. A head takes minutes where adapters take hours
 """
 
