@@ -26,7 +26,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from training.images import read_manifest
-from training.options import add_options, read_options
 from training.perceptual.class_triplets import split_images
 from training.perceptual.distortions import COUNTS, DISTORTIONS, PASTED, pasted
 from training.perceptual.generated import GeneratorConfig
@@ -45,9 +44,16 @@ def main() -> None:
     parser.add_argument("--dataset", help="photos of this data set of images.csv alone; all if not given")
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--counted", type=int, default=600, help="images with objects to count")
-    add_options(parser, GeneratorConfig)
+    given = GeneratorConfig()
+    parser.add_argument("--shares", type=float, nargs=3, default=given.shares, help="those of the run")
+    parser.add_argument("--seed", type=int, default=given.seed, help="that of the run")
+    parser.add_argument("--longest", type=int, default=given.longest)
+    parser.add_argument("--gap", type=float, nargs=2, default=given.gap, help="of the two-alternative trials")
+    parser.add_argument("--own-draw", action="store_true", help="of the two-alternative trials")
     args = parser.parse_args()
-    config = read_options(args, GeneratorConfig)
+    config = GeneratorConfig(
+        shares=tuple(args.shares), seed=args.seed, longest=args.longest, gap=tuple(args.gap), own_draw=args.own_draw
+    )
     photos = reported_photos(args.data, config, args.dataset)
     print(f"{len(photos)} photos that are reported")
     args.out.mkdir(parents=True, exist_ok=True)
