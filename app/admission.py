@@ -189,7 +189,7 @@ class Admission:
         now = self._clock()
         if self._saturated:
             self._busy += now - self._since
-        if self.images < self._full / 4:
+        if not self.images:  # fewer is no pause: when a batch ends, most of a crowd is done at once
             self._paused = now
         self._since = now
 

@@ -1,6 +1,6 @@
 """The service beside LitServe and BentoML, which serve the same network with the same preprocessing.
 
-    python -m venv rivals && rivals/bin/pip install -e '.[serve,cpu]' litserve bentoml
+    python -m venv rivals && rivals/bin/pip install -e '.[cpu]' litserve bentoml
     python -m benchmarks.rivals --python rivals/bin/python                       the starter
     python -m benchmarks.rivals --python rivals/bin/python --bundle STUDENT      another bundle
 

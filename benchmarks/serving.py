@@ -41,7 +41,10 @@ from contract.pixels import load_pixels
 ROOT = Path(__file__).parents[1]
 PHOTOS = [file.read_bytes() for file in sorted((ROOT / "docs/photos").glob("*.jpg"))]
 PAGE = ROOT / "docs/serving-figures.md"
-CLIENTS = 16
+CLIENTS = 8
+"""That each wait for their answer: enough to keep the service busy, and few enough to be let in."""
+PATIENT = ("--max-wait", "100", "--max-steady-wait", "100")
+"""Everyone is let in, where what is measured is how fast they are served."""
 IDLE = 2.0
 """Seconds after which a client no longer trusts a quiet connection; the service closes it after 5."""
 TURN = 20
@@ -118,9 +121,11 @@ class Served:
         while b"\r\n\r\n" not in data:
             data += self.connection.recv(65536)
         head, _, rest = data.partition(b"\r\n\r\n")
-        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-        while len(rest) < length:
-            rest += self.connection.recv(2**20)
+        body = memoryview(bytearray(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])))
+        body[: len(rest)] = rest
+        got = len(rest)
+        while got < len(body):  # into place: adding pieces up would copy a large reply hundreds of times
+            got += self.connection.recv_into(body[got:])
         return int(head[9:12])
 
     def connect(self) -> None:
@@ -255,7 +260,7 @@ async def open_loop(port: int, rate: float, seconds: float) -> list[Reply]:
 def saturation(bare: Bare, args: argparse.Namespace, figures: Figures) -> None:
     """Images a second through /embed with `CLIENTS` clients, over the bare loop's."""
     ratios = []
-    with served() as service:
+    with served(*PATIENT) as service:
         asyncio.run(closed_loop(service.port, CLIENTS, 1))
         for _ in range(args.rounds):
             alone = bare.rate(args.seconds)
@@ -302,7 +307,7 @@ def slots(_: Bare, args: argparse.Namespace, figures: Figures) -> None:
     """Two inferences side by side against one: images a second at saturation, and the wait of a lonely client."""
     rates: dict[int, list[float]] = {1: [], 2: []}
     waits: dict[int, list[float]] = {1: [], 2: []}
-    with served("--inference-slots", "1") as one, served("--inference-slots", "2") as two:
+    with served("--inference-slots", "1", *PATIENT) as one, served("--inference-slots", "2", *PATIENT) as two:
         for service in (one, two):
             asyncio.run(closed_loop(service.port, CLIENTS, 1))
         for _ in range(args.rounds):
@@ -487,7 +492,7 @@ def plot(figures: Figures, file: Path) -> None:
         chosen = [r for part in parts for r in part if r.status == status]
         if chosen:
             times, took = [r.due - origin for r in chosen], [(r.ended - r.due) * 1000 for r in chosen]
-            left.scatter(times, took, s=3, c=colour, label=f"{status or 'no answer'} ({len(chosen)})")
+            left.scatter(times, took, s=3, c=colour, rasterized=True, label=f"{status or 'no answer'} ({len(chosen)})")
     left.set(xlabel="seconds", ylabel="ms from when it was due", yscale="log")
     if parts:
         left.legend(loc="upper right", fontsize=8)

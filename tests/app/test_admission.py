@@ -77,6 +77,17 @@ def test_a_pause_makes_the_next_queue_a_burst_again() -> None:
         clock.now += 0.01
 
 
+def test_a_batch_that_ends_is_no_pause_while_one_image_is_left() -> None:
+    clock = Clock()
+    door = admission(clock, pace=0.01, max_wait=1.0, steady_wait=0.2, full=40)
+    with door.admit(1):
+        for _ in range(5):
+            with door.admit(20):
+                clock.now += 0.1
+        with door.admit(30), pytest.raises(ServiceError, match=r"at most 0\.2"):
+            door.require(1)
+
+
 def test_a_crowd_is_let_in_as_far_as_the_pipeline_needs_to_stay_busy() -> None:
     clock = Clock()
     door = admission(clock, pace=1.0, max_wait=10.0, steady_wait=0.2, full=8)
