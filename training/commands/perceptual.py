@@ -39,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--graph", metavar="BUNDLE[@SPACE]", help="bundle that computes these features, faster on a CPU"
     )
     parser.add_argument("--random-weights", action="store_true", help="start from random weights")
+    parser.add_argument("--draw", type=int, default=0, help="seed of the photos' split, of the trials and of the head")
     options.add_options(parser, Shape, but=("branches",))
     options.add_options(parser, GeneratorConfig, but=("seed",))
     options.add_options(parser, PerceptualConfig)
@@ -59,7 +60,8 @@ def do(args: argparse.Namespace) -> None:
         recipe,
         shape=options.override(args, recipe.shape),
         pretrained=recipe.pretrained and not args.random_weights,
-        generator=options.override(args, recipe.generator, but=("seed",)),
+        generator=replace(options.override(args, recipe.generator, but=("seed",)), seed=args.draw),
+        seed=args.draw,
         training=options.override(args, recipe.training),
         train_trials=recipe.train_trials if args.train_trials is None else args.train_trials,
     )
@@ -77,13 +79,14 @@ def do(args: argparse.Namespace) -> None:
         first = place().rank == 0
     if first:
         print(f"{figures['trials']} trials: {figures['rule']}")
-        _print(figures)
+        print_columns(figures)
         if "left out" in figures:
             print("each kind by the training that has not seen it")
-            _print(figures["left out"])
+            print_columns(figures["left out"])
 
 
-def _print(figures: dict[str, Any]) -> None:
+def print_columns(figures: dict[str, Any]) -> None:
+    """Accuracy before, after, and the difference, a line for each group of trials."""
     for column in ("before", "after", "after - before"):
         for group, e in figures[column].items():
             print(f"{column:16} {group:24} {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}], n={e['n']}")

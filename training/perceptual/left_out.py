@@ -4,14 +4,21 @@ One kind that is held out says what is learned beyond the others for that kind a
 reported trial is judged by a training that has not seen its kind, so that all of them are together one figure.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
+from contract.files import whole
 from training.perceptual.figures import Scores, accuracy
 from training.perceptual.trials import Trials
+from training.stage import read_npz
+
+FILE = "left-out.npz"
+"""What every reported judgment earned, in a run folder."""
 
 HELD_OUT = "kinds held out"
 TAUGHT = "kinds that training saw"
@@ -39,40 +46,79 @@ def without(trials: Trials, kind: str) -> Trials:
     return trials.take((trials.kind != kind) | (trials.split == "test"))
 
 
-def left_out_figures(
-    trials: Trials,
-    before: Scores,
-    after: Mapping[str, Scores],
-    *,
-    repetitions: int,
-    seed: int,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class LeftOut:
+    """What each reported judgment earned, [j] each, in order of its number.
+
+    Attributes:
+        kind: of the judgment.
+        unit: what a new experiment would draw anew, see `Trials`.
+        before: earned before training.
+        unseen: earned after the training that has not seen the judgment's kind.
+        seen: mean over the trainings that have seen it.
+    """
+
+    kind: NDArray[np.str_]
+    unit: NDArray[np.int64]
+    before: Scores
+    unseen: Scores
+    seen: Scores
+
+    @classmethod
+    def of(cls, trials: Trials, before: Scores, after: Mapping[str, Scores]) -> Self:
+        """Of the trials that are reported, none of them trained on.
+
+        Args:
+            trials: the reported ones.
+            before: what each judgment earns before training, of `judgment_scores`.
+            after: the same after the training without each kind.
+        """
+        _, first = np.unique(trials.judgment, return_index=True)
+        kind, unit = trials.kind[first], trials.unit[first]
+        unseen, seen = np.zeros_like(before), np.zeros_like(before)
+        for name, score in after.items():
+            unseen[kind == name] = score[kind == name]
+            seen[kind != name] += score[kind != name] / (len(after) - 1)
+        return cls(kind, unit, before, unseen, seen)
+
+    def write(self, file: Path) -> None:
+        """Write an npz, whole or not at all."""
+        with whole(file) as stream:
+            np.savez(stream, **{field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Read what `write` wrote. Raises ValueError naming the file where it is something else."""
+        found = read_npz(file)
+        names = [field.name for field in fields(cls)]
+        if set(found) != set(names) or len({array.shape for array in found.values()}) != 1:
+            raise ValueError(f"{file} holds {sorted(found)}; expected {', '.join(names)}, as long as each other.")
+        return cls(**found)
+
+
+def pooled(runs: Sequence[LeftOut]) -> LeftOut:
+    """The judgments of several runs as one experiment. A unit that several runs reported on stays one unit."""
+    return LeftOut(*(np.concatenate([getattr(run, field.name) for run in runs]) for field in fields(LeftOut)))
+
+
+def left_out_figures(earned: LeftOut, *, repetitions: int, seed: int) -> dict[str, Any]:
     """Accuracy on the kind that each training has not seen, pooled and by kind, and on the kinds it has.
 
     Args:
-        trials: that are reported, none of them trained on.
-        before: what each judgment earns before training, of `judgment_scores`.
-        after: the same after the training without each kind.
-        repetitions: bootstrap samples; units are drawn, all kinds of a unit together.
+        earned: by the reported judgments.
+        repetitions: bootstrap samples; units are drawn, all judgments of a unit together.
         seed: of the samples.
 
     Returns:
-        {"before", "after", "after - before": {group: estimate}}. A trial of the kinds that training saw earns the mean
-        over the trainings that saw its kind.
+        {"before", "after", "after - before": {group: estimate}}.
     """
-    _, first = np.unique(trials.judgment, return_index=True)
-    kind, unit = trials.kind[first], trials.unit[first]
-    unseen, seen = np.zeros_like(before), np.zeros_like(before)
-    for name, score in after.items():
-        unseen[kind == name] = score[kind == name]
-        seen[kind != name] += score[kind != name] / (len(after) - 1)
-    everything = np.ones(len(first), bool)
-    groups = {HELD_OUT: (everything, unseen)}
-    groups |= {name: (kind == name, unseen) for name in after}
-    groups |= {TAUGHT: (everything, seen)}
+    everything = np.ones(len(earned.kind), bool)
+    groups = {HELD_OUT: (everything, earned.unseen)}
+    groups |= {str(name): (earned.kind == name, earned.unseen) for name in np.unique(earned.kind)}
+    groups |= {TAUGHT: (everything, earned.seen)}
     out: dict[str, Any] = {"before": {}, "after": {}, "after - before": {}}
     for group, (inside, score) in groups.items():
-        for column, own in (("before", before), ("after", score), ("after - before", score - before)):
-            found = accuracy(own[inside], unit[inside], repetitions=repetitions, seed=seed)
+        for column, own in (("before", earned.before), ("after", score), ("after - before", score - earned.before)):
+            found = accuracy(own[inside], earned.unit[inside], repetitions=repetitions, seed=seed)
             out[column][group] = asdict(found)
     return out

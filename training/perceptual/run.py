@@ -33,7 +33,8 @@ from training.perceptual.class_triplets import class_triplets
 from training.perceptual.embedding import SHAPE, Shape, read_shape, shaped
 from training.perceptual.figures import Scores, accuracy_figures, judgment_scores
 from training.perceptual.generated import GeneratorConfig, generate
-from training.perceptual.left_out import kinds_to_leave_out, left_out_figures, without
+from training.perceptual.left_out import FILE as LEFT_OUT
+from training.perceptual.left_out import LeftOut, kinds_to_leave_out, left_out_figures, without
 from training.perceptual.nights import read_nights
 from training.perceptual.objective import PerceptualConfig
 from training.perceptual.subset import Subset
@@ -193,7 +194,10 @@ def run_perceptual(
     if kinds:
         earned = {kind: _earned_without(kind, recipe, trials, work) for kind in kinds}
         start = judgment_scores(test, before)
-        figures["left out"] = left_out_figures(test, start, earned, repetitions=recipe.bootstrap, seed=recipe.seed)
+        left = LeftOut.of(test, start, earned)
+        figures["left out"] = left_out_figures(left, repetitions=recipe.bootstrap, seed=recipe.seed)
+        if place().rank == 0:
+            left.write(out / LEFT_OUT)
     if place().rank == 0:
         write_json(out / "figures.json", figures)
     return figures

@@ -15,7 +15,7 @@ from training.evaluation.onnx_encoder import bundle_encoder
 from training.images import open_images
 from training.perceptual.figures import Scores, judgment_scores
 from training.perceptual.generated import GeneratorConfig, generate
-from training.perceptual.left_out import kinds_to_leave_out, left_out_figures, without
+from training.perceptual.left_out import LeftOut, kinds_to_leave_out, left_out_figures, pooled, without
 from training.perceptual.run import through_bundle
 from training.perceptual.trials import Trials
 
@@ -52,13 +52,28 @@ def test_a_kind_is_judged_by_the_training_without_it_and_the_taught_ones_by_the_
         "blur": knowing(trials, ("crop", "colour")),
         "colour": knowing(trials, ("crop", "blur")),
     }
-    figures = left_out_figures(trials, knowing(trials, ()), after, repetitions=20, seed=0)
+    figures = left_out_figures(LeftOut.of(trials, knowing(trials, ()), after), repetitions=20, seed=0)
     assert {name: figures["after"][name]["value"] for name in after} == {"crop": 1.0, "blur": 0.0, "colour": 0.0}
     crops = (trials.kind == "crop").mean()
     assert figures["after - before"]["kinds held out"]["value"] == pytest.approx(crops)
     # Crops: both others are right. Blur: one of two. Colour: one of two.
     assert figures["after"]["kinds that training saw"]["value"] == pytest.approx(crops + (1 - crops) / 2)
     assert figures["before"]["kinds held out"]["value"] == 0.0
+
+
+def test_runs_are_pooled_by_judgment_and_an_image_that_both_reported_on_is_drawn_whole(tmp_path: Path) -> None:
+    def run(unit: list[int], unseen: list[float]) -> LeftOut:
+        n = len(unit)
+        return LeftOut(np.array(["crop"] * n), np.array(unit), np.zeros(n), np.array(unseen), np.ones(n))
+
+    one, two = run([0, 1, 2], [1.0, 0.0, 0.0]), run([0], [1.0])
+    one.write(tmp_path / "left-out.npz")
+    figures = left_out_figures(pooled([LeftOut.read(tmp_path / "left-out.npz"), two]), repetitions=20, seed=0)
+    assert figures["after"]["kinds held out"]["value"] == 0.5
+    assert figures["after"]["crop"]["n"] == 3  # photos, not judgments
+    np.savez(tmp_path / "other.npz", kind=one.kind)
+    with pytest.raises(ValueError, match=r"other.npz holds \['kind'\]; expected kind, unit, before"):
+        LeftOut.read(tmp_path / "other.npz")
 
 
 def test_a_training_without_a_kind_sees_none_of_it_and_all_of_it_is_reported(photos: Path) -> None:
@@ -92,10 +107,15 @@ def test_the_command_leaves_each_kind_out_and_computes_shared_features_once(
     assert "each kind by the training that has not seen it" in capsys.readouterr().out
     figures = json.loads((tmp_path / "one/figures.json").read_text())
     assert set(figures["left out"]["after"]) == {"kinds held out", "kinds that training saw", "crop", "blur"}
+    main(["left-out", str(tmp_path / "one"), "--bootstrap", "1000"])
+    of = figures["left out"]["after"]["kinds held out"]
+    assert f"after            kinds held out           {of['value']:.3f} [{of['low']:.3f}" in capsys.readouterr().out
     for folder in ("one", "one/without-crop", "one/without-blur"):
         assert (tmp_path / folder / "weights.safetensors").is_file()
     monkeypatch.setattr("training.embed._compute", None)  # whoever computes features again fails
     main([*words, "--out", str(tmp_path / "two"), "--held-out", "--hidden", "4"])
+    with pytest.raises(TypeError, match="not callable"):  # another draw has other images
+        main([*words, "--out", str(tmp_path / "four"), "--draw", "1"])
     with pytest.raises(SystemExit, match="bundle cannot be trained: the recipe has no head"):
         main([*words, "--out", str(tmp_path / "three"), "--hidden", "none", "--graph", "bundle"])
     with pytest.raises(SystemExit, match="--held-out crop and --leave-one-kind-out exclude each other"):
