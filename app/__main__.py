@@ -75,6 +75,7 @@ def _serve(settings: Settings) -> int:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here depends on who the client is
         timeout_graceful_shutdown=settings.drain_seconds,
     )
     server = Server(config, app.state.service, settings.drain_delay)

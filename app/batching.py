@@ -14,16 +14,15 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app import waiting
-from app.engine import Graph, Vectors
+from app.engine import Graph, Inferred, Vectors
 from app.metrics import Metrics
 from app.timings import Timings
 
@@ -31,21 +30,12 @@ CLOSE_SECONDS = 5.0
 """How long closing waits for the threads. Requests are over by then: each finishes one batch, or hangs."""
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One image's answer: its vector in each space, and when its batch started and ended."""
-
-    vectors: Mapping[str, NDArray[np.float32]]
-    started: float
-    ended: float
-
-
 class _Item(NamedTuple):
     """One image in the queue; nobody waits for it after `until`, a time of the event loop's clock."""
 
     pixels: NDArray[Any]
     until: float
-    future: "Future[_Row]"
+    future: "Future[Inferred]"
 
 
 class Batcher:
@@ -82,9 +72,11 @@ class Batcher:
         late = time.monotonic() - self._stuck_seconds
         return not self._ended and all(began > late for began in list(self._began.values()))
 
-    def submit(self, pixels: NDArray[Any], until: float = math.inf) -> "Future[_Row]":
-        """Queue one image [3, height, width]. Cancelling the future, or `until`, drops it before inference."""
-        future: Future[_Row] = Future()
+    def submit(
+        self, pixels: NDArray[Any], until: float = math.inf, answer: "Future[Inferred] | None" = None
+    ) -> "Future[Inferred]":
+        """Queue one image; cancelling its answer, or `until`, drops it before inference. See `Engine`."""
+        future: Future[Inferred] = answer or Future()
         self._queue.put(_Item(pixels, until, future))
         if self._ended:  # after the put, so that an end between the two is not missed
             self._refuse_queued()
@@ -94,7 +86,7 @@ class Batcher:
         """See `Engine`. Images of other requests may share the batch."""
         asked = time.perf_counter()
         futures = [asyncio.wrap_future(self.submit(image, timings.until)) for image in pixels]
-        rows = cast(list[_Row], await waiting.results(futures, lambda: self.alive, "inference hangs"))
+        rows = cast(list[Inferred], await waiting.results(futures, lambda: self.alive, "inference hangs"))
         timings.add("queue", max(0.0, min(row.started for row in rows) - asked))
         timings.add("inference", max(row.ended for row in rows) - min(row.started for row in rows))
         return {space: np.stack([row.vectors[space] for row in rows]) for space in rows[0].vectors}
@@ -159,7 +151,7 @@ class Batcher:
         for i, item in enumerate(batch):
             row = {space: matrix[i] for space, matrix in vectors.items()}
             if all(np.isfinite(vector).all() for vector in row.values()):
-                item.future.set_result(_Row(row, started, ended))
+                item.future.set_result(Inferred(row, started, ended))
             else:
                 item.future.set_exception(FloatingPointError("the graph gave a vector that is not finite"))
 

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -67,8 +67,7 @@ class DecodePool:
             TimeoutError: `until` had passed before an image began.
             ServiceError: 503 where every thread hangs.
         """
-        loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._executor, self._one, image, spec, until) for image in images]
+        jobs = [asyncio.wrap_future(self.submit(image, spec, until)) for image in images]
         found = await waiting.results(jobs, lambda: self.alive, "image decoding hangs", every=True)
         tensors: list[Decoded | ImageError] = []
         for outcome in found:
@@ -76,6 +75,10 @@ class DecodePool:
                 raise outcome
             tensors.append(outcome)
         return tensors
+
+    def submit(self, image: bytes, spec: PixelSpec, until: float) -> "Future[Decoded]":
+        """Queue one image; its future has what `decode` gives, and a callback of it runs in the decode thread."""
+        return self._executor.submit(self._one, image, spec, until)
 
     async def close(self) -> None:
         """End the threads; one that hangs is left behind."""

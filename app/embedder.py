@@ -3,15 +3,17 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app import waiting
 from app.admission import Admission
 from app.cache import Row, VectorCache, pixel_key
 from app.decoding import Decoded, DecodePool
-from app.engine import Engine, Vectors
+from app.engine import Engine, Inferred, Submit, Vectors
 from app.errors import ServiceError
 from app.metrics import Metrics, Norms, format_of
 from app.timings import Timings
@@ -142,6 +144,13 @@ class Embedder:
             if isinstance(image, bytes):
                 first.setdefault(image, i)
         with self.admission.admit(len(first), timings.until):
+            if len(first) == len(images) == 1 and self._cache is None and (submit := self.engine.submit):
+                try:
+                    return [await self._row(next(iter(first)), submit, timings)]
+                except ImageError as error:
+                    if not partial:
+                        raise ServiceError.of_image(error, 0) from error
+                    return [ServiceError.of_image(error, 0)]
             start = time.perf_counter()
             outcomes = await self._decoders.decode(list(first), self._spec, timings.until)
             timings.add("decode", time.perf_counter() - start)
@@ -162,6 +171,44 @@ class Embedder:
         # A file given twice is one file, but each place names its own index.
         return [row.at(i) if isinstance(row, ServiceError) else row for i, row in enumerate(rows)]
 
+    async def _row(self, image: bytes, submit: Submit, timings: Timings) -> Row:
+        """The vectors of one image, which goes from its decode thread to the inference threads past the event loop.
+
+        Raises:
+            ImageError: the image cannot be used.
+            ServiceError, TimeoutError: as for `embed`.
+        """
+        start = decoded = time.perf_counter()
+        future: Future[Inferred] = Future()
+
+        def go_on(job: "Future[Decoded]") -> None:
+            nonlocal decoded
+            decoded = time.perf_counter()
+            if job.cancelled():
+                future.cancel()
+            elif (error := job.exception()) is None:
+                submit(job.result().pixels, timings.until, future)
+            elif future.set_running_or_notify_cancel():
+                future.set_exception(error)
+
+        job = self._decoders.submit(image, self._spec, timings.until)
+        job.add_done_callback(go_on)
+        try:
+            (found,) = await waiting.results([asyncio.wrap_future(future)], lambda: self.alive, "a thread hangs")
+        except ImageError as error:
+            self._count(image, error)
+            timings.add("decode", decoded - start)
+            raise
+        finally:
+            job.cancel()  # nobody waits for it now; one that has started is not stopped
+        row = cast(Inferred, found)
+        self._count(image, row)
+        timings.add("decode", decoded - start)
+        timings.add("queue", max(0.0, row.started - decoded))
+        timings.add("inference", row.ended - row.started)
+        self._norms.observe({space: vector[None] for space, vector in row.vectors.items()})
+        return row.vectors
+
     async def _infer(self, tensors: Mapping[bytes, Decoded], timings: Timings) -> dict[bytes, Row]:
         """The vectors of each image, from the cache where it has them."""
         rows: dict[bytes, Row] = {}
@@ -179,7 +226,7 @@ class Embedder:
                     self._cache.put(tensors[image].key, rows[image])
         return rows
 
-    def _count(self, image: bytes, outcome: Decoded | ImageError) -> None:
+    def _count(self, image: bytes, outcome: object) -> None:
         refused = isinstance(outcome, ImageError)
         self._metrics.images.labels("refused" if refused else "decoded").inc()
         if refused:

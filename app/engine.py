@@ -7,7 +7,9 @@ from one thread, and `app.triton_engine.TritonEngine`, which asks a Triton serve
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +33,18 @@ DISTRIBUTIONS = frozenset(
 )
 
 
+@dataclass(frozen=True)
+class Inferred:
+    """One image's answer: its vector in each space, and when its batch started and ended (`time.perf_counter`)."""
+
+    vectors: Mapping[str, NDArray[np.float32]]
+    started: float
+    ended: float
+
+
+Submit = Callable[[NDArray[Any], float, "Future[Inferred]"], object]
+"""Queues an image [3, height, width], from any thread. Nobody waits for its answer after a time of the loop's clock."""
+
 Vectors = dict[str, NDArray[np.float32]]
 """Space name to [n, size]."""
 
@@ -50,6 +64,11 @@ class Engine(Protocol):
     @property
     def away(self) -> str | None:
         """Why nothing can be embedded now although it may be later; None if it can."""
+        ...
+
+    @property
+    def submit(self) -> Submit | None:
+        """How any thread queues one image, where that can be done; None where only `embed` can."""
         ...
 
     async def embed(self, pixels: Sequence[NDArray[Any]], timings: Timings) -> Vectors:

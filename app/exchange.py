@@ -21,6 +21,9 @@ from app.served import ServedModel
 from app.service import Service
 from app.timings import Timings
 
+WATCH_SECONDS = 0.05
+"""Time after which a client that hangs up is noticed."""
+
 
 def service_of(request: Request) -> Service:
     """The service of the app that serves this request."""
@@ -166,10 +169,15 @@ async def _deadline(request: Request) -> AsyncIterator[Callable[[], None]]:
 
 @asynccontextmanager
 async def _while_connected(request: Request) -> AsyncIterator[None]:
-    """Ends the block when the client hangs up, so that what it asked for is decoded and inferred no more."""
+    """Ends the block when the client hangs up, so that what it asked for is decoded and inferred no more.
+
+    Nobody looks in the first moments: in a quiet service the answer is there by then, and looking would cost more
+    than it could save.
+    """
     task = asyncio.current_task()
     assert task is not None
     gone = False
+    watcher: asyncio.Task[None] | None = None
 
     async def watch() -> None:
         nonlocal gone
@@ -178,7 +186,11 @@ async def _while_connected(request: Request) -> AsyncIterator[None]:
         gone = True
         task.cancel()
 
-    watcher = asyncio.create_task(watch())
+    def begin() -> None:
+        nonlocal watcher
+        watcher = asyncio.create_task(watch())
+
+    later = asyncio.get_running_loop().call_later(WATCH_SECONDS, begin)
     try:
         yield
     except asyncio.CancelledError:
@@ -187,7 +199,9 @@ async def _while_connected(request: Request) -> AsyncIterator[None]:
         task.uncancel()
         raise ClientDisconnect from None
     finally:
-        watcher.cancel()
+        later.cancel()
+        if watcher is not None:
+            watcher.cancel()
 
 
 async def vectors_of(

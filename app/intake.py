@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import orjson
+import pybase64
 from fastapi import Request
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
@@ -26,6 +27,9 @@ M = TypeVar("M", bound=BaseModel)
 
 SMALL_BODY = 16_384
 """Bytes below which parsing on the event loop is cheaper than a hop to a thread."""
+
+SMALL_IMAGES = 262_144
+"""The same for a body that is nearly all base64 of images, which parses at a gigabyte a second."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,9 @@ async def read_body(
     return Body(media_type, b"".join(pieces), request.headers)
 
 
-async def in_thread_if_large(size: int, function: Any, *args: Any) -> Any:
+async def in_thread_if_large(size: int, function: Any, *args: Any, small: int = SMALL_BODY) -> Any:
     """Call at once for small work, in a thread for large."""
-    if size <= SMALL_BODY:
+    if size <= small:
         return function(*args)
 
     def large() -> Any:
@@ -175,6 +179,11 @@ async def parse_form(
 
 def decode_base64(text: str, what: str, index: int) -> bytes:
     """Standard base64, line breaks allowed. Raises ServiceError naming the item."""
+    try:
+        plain: bytes = pybase64.b64decode(text, validate=True)  # fifty times as fast, and as strict or stricter
+        return plain
+    except ValueError:
+        pass  # there may be line breaks
     try:
         return binascii.a2b_base64(text.translate(_NO_SPACE).encode("ascii"), strict_mode=True)
     except (binascii.Error, UnicodeEncodeError) as error:

@@ -219,4 +219,4 @@ class _Observe:
                 tracing.finish(span, method, route, code, request_id, timings.stages)
             logs.request_id.reset(token)
             for stage, seconds in timings.stages.items():
-                self.metrics.stage.labels(stage).observe(seconds)
+                self.metrics.stages[stage].observe(seconds)

@@ -47,6 +47,42 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+class _Joined:
+    """A transport that sends the head of a reply together with what follows it at once.
+
+    uvicorn writes head and body one after the other, and each of them would be a call, a packet and a waking of the
+    client: a tenth of a millisecond of a small request's cost.
+    """
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: bytes | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the transport's own."""
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Keep the first piece until the next one comes, or until the event loop's next turn."""
+        if self._held is None:
+            self._held = data
+            self._loop.call_soon(self._flush)
+        else:
+            held, self._held = self._held, None
+            self._transport.writelines((held, data))
+
+    def close(self) -> None:
+        """Send what is held, then close."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._transport.write(held)
+
+
 class Protocol(HttpToolsProtocol):
     """HTTP/1.1 with a bound on the head of a request, in bytes and in time; uvicorn has neither.
 
@@ -61,6 +97,7 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Start the clock: the first request must come."""
         super().connection_made(transport)
+        self.transport = _Joined(transport, self.loop)  # type: ignore[assignment]  # replies are written to it
         self._start_clock(HEADER_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:

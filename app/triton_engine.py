@@ -90,6 +90,9 @@ def open_triton(bundle: Bundle, url: str, metrics: Metrics) -> "TritonEngine":
 class TritonEngine:
     """See `app.engine.Engine`. Made on the event loop that it then serves."""
 
+    submit = None
+    """Its client belongs to the event loop."""
+
     def __init__(self, bundle: Bundle, client: "InferenceServerClient", url: str, metrics: Metrics) -> None:
         self.away: str | None = "Triton has not been reached yet."
         self._bundle = bundle

@@ -501,7 +501,7 @@ def plot(figures: Figures, file: Path) -> None:
     right.axhline(0.9, color="black", lw=0.8)
     right.set(xlabel="round", ylabel="of the bare loop", ylim=(0, 1.2))
     shape.tight_layout()
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     shape.savefig(file, metadata={"Date": None})
 
 

@@ -118,4 +118,5 @@ async def _parse_embed(request: Request, taken: Taken) -> tuple[EmbedOptions, Im
             return parsed, intake.decode_each(parsed.images, settings)
         return parsed, intake.decode_images(parsed.images, settings)
 
-    return cast(tuple[EmbedOptions, Images], await intake.in_thread_if_large(len(body.content), parse))
+    found = await intake.in_thread_if_large(len(body.content), parse, small=intake.SMALL_IMAGES)
+    return cast(tuple[EmbedOptions, Images], found)

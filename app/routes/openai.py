@@ -120,7 +120,7 @@ async def embeddings(request: Request) -> Response:
             if not intake.is_json(taken.body):
                 detail = f"content-type is {taken.body.media_type!r}; expected application/json."
                 raise ServiceError("unsupported_media_type", detail)
-            asked, given = await intake.in_thread_if_large(len(taken.body.content), parse)
+            asked, given = await intake.in_thread_if_large(len(taken.body.content), parse, small=intake.SMALL_IMAGES)
         options = Options(model=asked.model, space=asked.space, expect_fingerprint=asked.expect_fingerprint)
         model = taken.model(options)
         fingerprint = model.space_fingerprint(options, normalize=asked.normalized)

@@ -1,6 +1,7 @@
 """POST /embed: one photo is one vector, however it comes in and however it goes out."""
 
 import base64
+import binascii
 import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.errors import ServiceError
+from app.intake import decode_base64
 from contract.bundle import Golden, read_bundle, write_bundle
 from tests.toy import SIZE, encoded, photo
 
@@ -208,6 +211,18 @@ def test_a_bundle_without_base_refuses_the_space_base(serve: Serve, toy_bundle: 
     refused = raw(client, encoded(photo(0)), space="base")
     assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request")
     assert raw(client, encoded(photo(0))).status_code == 200
+
+
+@given(st.text("AQgz/+=- _\n\r\té", max_size=12) | st.binary(max_size=30).map(lambda b: base64.b64encode(b).decode()))
+def test_base64_is_what_the_standard_library_takes_strictly_with_line_breaks_left_out(text: str) -> None:
+    bare = "".join(c for c in text if c not in " \t\r\n")
+    try:
+        expected = binascii.a2b_base64(bare.encode("ascii"), strict_mode=True)
+    except (binascii.Error, UnicodeEncodeError):
+        with pytest.raises(ServiceError, match="image 3: not base64"):
+            decode_base64(text, "image", 3)
+    else:
+        assert decode_base64(text, "image", 3) == expected
 
 
 @pytest.mark.parametrize(
