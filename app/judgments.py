@@ -43,52 +43,52 @@ def judge(
     ]
     sims = np.concatenate(blocks)  # [t, 3]
     p = triplets.odd_probabilities(sims, space.temperature)
-    position = triplets.odd_one_out(sims, tie_rule)
+    position = triplets.odd_one_out(sims, tie_rule).astype(np.int64)
     entropy = triplets.entropy(p)
     normalized = triplets.normalized_entropy(p)
     margin = triplets.margin(p)
-    columns = zip(
-        index.tolist(),
-        position.tolist(),
-        p.tolist(),
-        sims.tolist(),
-        entropy.tolist(),
-        normalized.tolist(),
-        margin.tolist(),
-        strict=True,
-    )
-    out = []
-    for triplet, odd, probabilities, similarities, nats, share, lead in columns:
-        abstained = _abstain(odd, lead, share, thresholds)
-        out.append(
-            # Plain dicts: a pydantic object of each costs several times the maths.
-            {
-                "triplet": triplet,
-                "odd_one_out": None if abstained else triplet[odd],
-                "abstained": abstained,
-                "probabilities": probabilities,
-                "similarities": similarities,
-                "entropy": nats,
-                "entropy_normalized": share,
-                "margin": lead,
-            }
+    abstained = _abstained(position, margin, normalized, thresholds)
+    odd = index[np.arange(len(index)), position]  # where there is a tie, abstained says so
+    # Plain dicts: a pydantic object of each costs several times the maths.
+    return [
+        {
+            "triplet": triplet,
+            "odd_one_out": None if reason else answer,
+            "abstained": reason,
+            "probabilities": probabilities,
+            "similarities": similarities,
+            "entropy": nats,
+            "entropy_normalized": share,
+            "margin": lead,
+        }
+        for triplet, answer, reason, probabilities, similarities, nats, share, lead in zip(
+            index.tolist(),
+            odd.tolist(),
+            abstained,
+            p.tolist(),
+            sims.tolist(),
+            entropy.tolist(),
+            normalized.tolist(),
+            margin.tolist(),
+            strict=True,
         )
-    return out
+    ]
 
 
-def _abstain(
-    odd: int, margin: float, entropy: float, thresholds: Thresholds
-) -> Literal["tie", "margin", "entropy"] | None:
-    if odd == TIE:
-        return "tie"
-    if thresholds.min_margin is not None and margin < thresholds.min_margin:
-        return "margin"
-    if thresholds.max_entropy is not None and entropy > thresholds.max_entropy:
-        return "entropy"
-    return None
+def _abstained(
+    position: NDArray[np.int64], margin: NDArray[np.float64], entropy: NDArray[np.float64], thresholds: Thresholds
+) -> list[Literal["tie", "margin", "entropy"] | None]:
+    """Why there is no answer to each triplet, [t]; None where there is one."""
+    reason: NDArray[np.object_] = np.full(len(position), None, object)
+    if thresholds.max_entropy is not None:
+        reason[entropy > thresholds.max_entropy] = "entropy"
+    if thresholds.min_margin is not None:
+        reason[margin < thresholds.min_margin] = "margin"
+    reason[position == TIE] = "tie"
+    return list(reason)
 
 
-def triplet_index(given: Sequence[tuple[int, int, int]] | None, n: int) -> NDArray[np.int64]:
+def triplet_index(given: Sequence[Sequence[int]] | None, n: int) -> NDArray[np.int64]:
     """Triplets as [t, 3] row numbers of n images or vectors.
 
     Raises:
@@ -99,12 +99,18 @@ def triplet_index(given: Sequence[tuple[int, int, int]] | None, n: int) -> NDArr
         if n != 3:
             raise TripletError(None, f"`triplets` may be left out with exactly three images or vectors; here are {n}.")
         return np.array([[0, 1, 2]], np.int64)
-    for t, (a, b, c) in enumerate(given):
-        if not (0 <= a < n and 0 <= b < n and 0 <= c < n):
-            raise TripletError(t, f"triplet {t} is {[a, b, c]}; positions go from 0 to {n - 1}.")
-        if len({a, b, c}) < 3:
-            raise TripletError(t, f"triplet {t} is {[a, b, c]}; it must name three different images.")
-    return np.array(given, np.int64)
+    try:
+        index = np.array(given, np.int64)
+    except OverflowError:
+        index = np.array([[min(max(i, -1), n) for i in triplet] for triplet in given], np.int64)
+    a, b, c = index.T
+    good = np.all((index >= 0) & (index < n), axis=1) & (a != b) & (a != c) & (b != c)
+    if not good.all():
+        t = int(good.argmin())
+        if not (0 <= index[t].min() and index[t].max() < n):
+            raise TripletError(t, f"triplet {t} is {list(given[t])}; positions go from 0 to {n - 1}.")
+        raise TripletError(t, f"triplet {t} is {list(given[t])}; it must name three different images.")
+    return index
 
 
 class TripletError(ValueError):

@@ -1,6 +1,7 @@
 """POST /odd-one-out: which of three images is the odd one, with which probability."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -20,6 +21,9 @@ from app.served import ServedModel
 from app.shadow import Answered
 
 router = APIRouter(route_class=RequestRoute)
+
+BLOCK = 1024
+"""Triplets judged and written at once: what they take fits in a cache, and a long reply never is all objects."""
 
 _TRIPLETS = {"type": "string", "description": "JSON, e.g. [[0,1,2],[0,1,3]]; needed unless exactly three are given."}
 _BODY = body_schema("OddOneOutRequest", fields_of(OddOneOutOptions) | {"triplets": _TRIPLETS}, ["images"])
@@ -61,23 +65,27 @@ async def odd_one_out(request: Request) -> Response:
         shadowed = service.shadow if files and service.shadow and service.shadow.wants(model) else None
         decisions: list[int | None] = []
 
+        def judged() -> Iterator[list[dict[str, Any]]]:
+            for i in range(0, len(index), BLOCK):
+                results = judge(vectors, index[i : i + BLOCK], space, tie_rule, thresholds)
+                if options.explain:
+                    for result, explanation in zip(results, explanations[i : i + BLOCK], strict=True):
+                        result["explanation"] = explanation
+                if shadowed:
+                    decisions.extend(result["odd_one_out"] for result in results)
+                service.metrics.entropy.observe([result["entropy"] for result in results])
+                for reason, count in Counter(result["abstained"] for result in results).items():
+                    if reason:
+                        service.metrics.abstentions.labels(reason).inc(count)
+                yield results
+
         def build() -> dict[str, Any]:
-            results = judge(vectors, index, space, tie_rule, thresholds)
-            if options.explain:
-                for result, explanation in zip(results, explanations, strict=True):
-                    result["explanation"] = explanation
-            if shadowed:
-                decisions.extend(result["odd_one_out"] for result in results)
-            service.metrics.entropy.observe([result["entropy"] for result in results])
-            for result in results:
-                if result["abstained"]:
-                    service.metrics.abstentions.labels(result["abstained"]).inc()
             return head(model, options, fingerprint, usage(files)) | {
                 "similarity": space.similarity,
                 "temperature": space.temperature,
                 "calibrated": space.calibrated,
                 "tie_rule": tie_rule,
-                "results": results,
+                "results": replies.array_of(judged()),
             }
 
         with timings.measure("serialise"):

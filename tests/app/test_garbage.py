@@ -45,4 +45,4 @@ def test_many_triplets_are_judged_without_it_and_few_with_it(
     for n in (1, 2000):
         reply = client.post("/odd-one-out", json={"vectors": vectors, "triplets": [[0, 1, 2]] * n})
         assert reply.status_code == 200, reply.text
-    assert (seen, gc.isenabled()) == ([True, False], True)
+    assert (seen, gc.isenabled()) == ([True, False, False], True)  # many come in blocks
