@@ -107,7 +107,7 @@ def triplet_index(given: Sequence[Sequence[int]] | None, n: int) -> NDArray[np.i
     good = np.all((index >= 0) & (index < n), axis=1) & (a != b) & (a != c) & (b != c)
     if not good.all():
         t = int(good.argmin())
-        if not (0 <= index[t].min() and index[t].max() < n):
+        if not (index[t].min() >= 0 and index[t].max() < n):
             raise TripletError(t, f"triplet {t} is {list(given[t])}; positions go from 0 to {n - 1}.")
         raise TripletError(t, f"triplet {t} is {list(given[t])}; it must name three different images.")
     return index

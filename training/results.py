@@ -89,7 +89,7 @@ def compare(main: StudentRun, other: StudentRun, data: Data) -> dict[str, Number
     Raises:
         ValueError: the two runs have no split in common, or other teachers' splits.
     """
-    common = sorted(set(main.recipe.split_seeds) & set(other.recipe.split_seeds))
+    common = sorted(set(main.figures["splits"]) & set(other.figures["splits"]))
     teacher = main.recipe.teacher
     if not common or teacher.held_out != other.recipe.teacher.held_out:
         raise ValueError(f"{other.folder} and {main.folder} have no split in common; they cannot be compared.")
@@ -137,7 +137,8 @@ def _page(main: StudentRun, others: Sequence[StudentRun], compared: dict[str, di
         lines += _ablations(main, others, compared)
     lines += ["![training curves](results/curves.svg)", "", "## Commands", "", "```"]
     lines += [
-        f"python -m training run {_file(run.recipe)} --data DATA --out RUN --teacher TEACHER" for run in (main, *others)
+        f"python -m training run {_file(run.recipe)} --data DATA --out RUN --teacher TEACHER{_splits(run)}"
+        for run in (main, *others)
     ]
     lines += ["python -m training results RUN... --data DATA --out docs", "```", ""]
     return "\n".join(lines)
@@ -151,9 +152,11 @@ def _names(run: StudentRun) -> list[str]:
 def _ablations(main: StudentRun, others: Sequence[StudentRun], compared: dict[str, dict[str, Numbers]]) -> list[str]:
     shown = (FIRST, "RSA with VICE", "entropy correlation with VICE", "Caltech-101 1-NN")
     lines = ["## What each part gives", "", "Each run as the first but for what its name says.", ""]
-    lines += [f"| run | splits | {' | '.join(shown)} |", "|---|---|" + "---|" * len(shown)]
+    own = f"{FIRST}, minus its teacher's"
+    lines += [f"| run | splits | {' | '.join((*shown, own))} |", "|---|---|" + "---|" * (len(shown) + 1)]
     for run in (main, *others):
         cells = [_cell(run.figures["models"]["student"].get(name)) for name in shown]
+        cells.append(_cell(run.figures["differences"]["student - teacher"].get(FIRST), signed=True))
         splits = ", ".join(str(seed) for seed in run.figures["splits"])
         lines.append(f"| {run.recipe.name} | {splits} | {' | '.join(cells)} |")
     lines += ["", f"Paired: {main.recipe.name} minus the other, on the splits of both.", ""]
@@ -176,6 +179,12 @@ def _constants(recipe: StudentRecipe) -> str:
 
 def _file(recipe: StudentRecipe) -> str:
     return next(file for file, found in recipes_of(StudentRecipe).items() if found == recipe)
+
+
+def _splits(run: StudentRun) -> str:
+    """The option for a run that was content with some of its recipe's splits."""
+    done = run.figures["splits"]
+    return "" if done == list(run.recipe.split_seeds) else f" --splits {' '.join(map(str, done))}"
 
 
 def _cell(e: Numbers | None, *, signed: bool = False) -> str:
@@ -213,7 +222,8 @@ def plot_models(run: StudentRun, file: Path) -> None:
 
 
 def plot_runs(runs: Sequence[StudentRun], file: Path) -> None:
-    """Every run's agreement against its nearest neighbours, or its RSA where no photos are asked for neighbours."""
+    """Agreement against nearest neighbours, or RSA where there are none, of runs on the first one's splits."""
+    runs = [run for run in runs if run.figures["splits"] == runs[0].figures["splits"]]  # others are judged on less
     figure = Figure(figsize=(7, 5))
     axes = figure.subplots()
     points = [("base", runs[0].figures["models"]["base"], COLOURS["base"])]
@@ -235,7 +245,7 @@ def plot_curves(runs: Sequence[StudentRun], file: Path) -> None:
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
     for run in runs:
-        values = np.array([line["divergence"] for line in run.curve(run.recipe.split_seeds[0])])
+        values = np.array([line["divergence"] for line in run.curve(run.figures["splits"][0])])
         width = min(10, len(values))
         smooth = np.convolve(values, np.ones(width) / width, "valid")
         axes.plot(np.arange(len(smooth)) + width, smooth, label=run.recipe.name, linewidth=1)

@@ -98,6 +98,7 @@ def run_students(
     device: str = "cpu",
     compile_encoders: bool = False,
     final: bool = False,
+    only: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Distil and judge every split that is not complete, and return the figures.
 
@@ -109,10 +110,15 @@ def run_students(
         device: where to compute.
         compile_encoders: for features of views; see `EmbedConfig`.
         final: train a student on all concepts too, by the teacher's final transform: this one is exported.
+        only: splits of the recipe to be content with, for an ablation in less time; none for all of them. The run can
+            go on with the others later.
 
     Raises:
-        ValueError: the teacher run lacks a split or is another recipe's, or `out` was made by another recipe.
+        ValueError: the teacher run lacks a split or is another recipe's, `out` was made by another recipe, or the
+            recipe has no such split.
     """
+    if unknown := sorted(set(only) - set(recipe.split_seeds)):
+        raise ValueError(f"{recipe.name} has the splits {recipe.split_seeds}; there are no {unknown}.")
     data = read_data(data_folder)
     teacher = Teacher(teacher_run, recipe.teacher, data_folder)
     out.mkdir(parents=True, exist_ok=True)
@@ -127,7 +133,7 @@ def run_students(
         read = block_features(network, recipe.readout.blocks)
         blocks = extract(read, f"{recipe.model}, last blocks", data.photos, out / "blocks", computing_eagerly)
     splits = []
-    for seed in recipe.split_seeds:
+    for seed in sorted(set(only)) or recipe.split_seeds:
         _, held_out = split_concepts(data.photos.concepts, recipe.teacher.held_out, seed)
         held = Held(f"split-{seed}", seed, held_out)
         aligned = teacher.transform(held).apply(teacher.features)

@@ -64,6 +64,16 @@ def test_students_are_judged_beside_base_and_teacher_and_a_rerun_trains_nothing(
     assert json.loads((tmp_path / "out/figures.json").read_text()) == figures
 
 
+def test_a_run_may_be_content_with_some_splits_and_go_on_later(teacher: tuple[Path, Path], tmp_path: Path) -> None:
+    first, *rest = RECIPE.split_seeds
+    assert run_students(RECIPE, *teacher, tmp_path / "out", only=[first])["splits"] == [first]
+    weights = (tmp_path / f"out/split-{first}/weights.safetensors").read_bytes()
+    assert run_students(RECIPE, *teacher, tmp_path / "out")["splits"] == [first, *rest]
+    assert (tmp_path / f"out/split-{first}/weights.safetensors").read_bytes() == weights
+    with pytest.raises(ValueError, match=rf"has the splits .*; there are no \[{max(RECIPE.split_seeds) + 1}\]"):
+        run_students(RECIPE, *teacher, tmp_path / "out", only=[max(RECIPE.split_seeds) + 1])
+
+
 @pytest.mark.parametrize(("target", "views"), [("aligned", 0), ("aligned", 2), ("untransformed", 1), ("people", 0)])
 def test_no_photo_of_a_held_out_concept_is_in_any_step(
     teacher: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, views: int

@@ -29,6 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="vice_things",
         help="how VICE is fitted where the data have choices and no embedding",
     )
+    parser.add_argument("--splits", type=int, nargs="+", default=[], help="of a student's recipe; all if not given")
     parser.add_argument("--device", default="cpu", help="where students train")
     parser.add_argument("--final", action="store_true", help="also train a student on all concepts, to be exported")
     parser.add_argument("--compile", action="store_true", help="compile the teacher for views; needs a C++ compiler")
@@ -47,8 +48,8 @@ def do(args: argparse.Namespace) -> None:
     if args.recipe in students:
         _run_student(students[args.recipe], vice, args)
         return
-    if args.teacher is not None or args.final:
-        raise ValueError(f"{args.recipe} is no student; it has no --teacher and no --final.")
+    if args.teacher is not None or args.final or args.splits:
+        raise ValueError(f"{args.recipe} is no student; it has no --teacher, no --splits and no --final.")
     for figure in run(teachers[args.recipe], args.data, args.out, vice)["figures"]:
         _print(figure["space"], figure["name"], figure)
 
@@ -71,6 +72,7 @@ def _run_student(recipe: Any, vice: Any, args: argparse.Namespace) -> None:
             device=device,
             compile_encoders=args.compile,
             final=args.final,
+            only=args.splits,
         )
         first = place().rank == 0
     if first:
