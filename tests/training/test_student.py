@@ -173,8 +173,8 @@ def test_the_command_passes_every_option_on(tmp_path: Path, monkeypatch: pytest.
     figures = {"models": {}, "differences": {}}
     monkeypatch.setattr(stage, "run_students", lambda *paths, **options: seen.update(options) or figures)
     folders = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--teacher", str(tmp_path / "teacher")]
-    main(["run", "student_vit_small", *folders, "--final", "--compile"])
-    assert seen == {"device": "cpu", "compile_encoders": True, "final": True}
+    main(["run", "student_vit_small", *folders, "--final", "--compile", "--splits", "0", "2"])
+    assert seen == {"device": "cpu", "compile_encoders": True, "final": True, "only": [0, 2]}
 
 
 def test_a_teacher_run_without_the_split_or_of_another_recipe_is_refused(
