@@ -6,6 +6,7 @@ import ipaddress
 import json
 import logging
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
 import pytest
+import trustme
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
@@ -167,11 +169,12 @@ class Site(BaseHTTPRequestHandler):
             super().handle()
 
 
-@pytest.fixture
-def site() -> Iterator[int]:
-    """The port of a running `Site`."""
+@contextlib.contextmanager
+def site_on(wrap: Callable[[socket.socket], socket.socket] = lambda sock: sock) -> Iterator[int]:
+    """The port of a running `Site`, whose listening socket is first wrapped."""
     Site.asked, Site.gate = [], threading.Event()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    server.socket = wrap(server.socket)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server.server_address[1]
@@ -181,15 +184,22 @@ def site() -> Iterator[int]:
     thread.join(30)
 
 
-def get(port: int, path: str, **options: Any) -> bytes:
+@pytest.fixture
+def site() -> Iterator[int]:
+    """The port of a running `Site`."""
+    with site_on() as port:
+        yield port
+
+
+def get(port: int, path: str, scheme: str = "http", **options: Any) -> bytes:
     """Fetch from the site, which here is called a.test and may be reached."""
     known: dict[str, Any] = {"resolve": lambda host, port: ["127.0.0.1"], "permits": lambda _: True}
     known |= {"max_bytes": 100_000, "seconds": 20} | options
 
     async def run() -> bytes:
-        fetcher = Fetcher([f"http://a.test:{port}", f"http://b.test:{port}"], **known)
+        fetcher = Fetcher([f"{scheme}://a.test:{port}", f"{scheme}://b.test:{port}"], **known)
         try:
-            target = parse_url(f"http://a.test:{port}/{path}", fetcher.allowed)
+            target = parse_url(f"{scheme}://a.test:{port}/{path}", fetcher.allowed)
             return await fetcher.fetch(target, lambda _: None)
         finally:
             await fetcher.close()
@@ -225,6 +235,25 @@ def test_what_is_no_image_of_that_origin_is_an_error_of_its_kind(
         get(site, path)
     assert caught.value.refused is refused
     assert "test" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "trusted"), [("a.test", True), ("b.test", True), ("127.0.0.1", True), ("a.test", False)]
+)
+def test_over_tls_the_certificate_must_be_of_the_name_in_the_url(name: str, trusted: bool) -> None:
+    authority = trustme.CA()
+    server_side, ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert(name).configure_cert(server_side)
+    if trusted:
+        authority.configure_trust(ours)
+    with site_on(lambda sock: server_side.wrap_socket(sock, server_side=True)) as port:
+        if (name, trusted) == ("a.test", True):  # the connection goes to an address, and is checked by the name
+            assert get(port, "image", "https", ssl_context=ours) == IMAGE
+            return
+        with pytest.raises(FetchError, match="fetching failed") as caught:
+            get(port, "image", "https", ssl_context=ours)
+    assert "test" not in str(caught.value)
+    assert Site.asked == []
 
 
 def test_a_drip_ends_at_the_time_bound(site: int) -> None:
