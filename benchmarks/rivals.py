@@ -9,7 +9,8 @@ one photo in JSON, as base64, and its answer the vector as numbers. LitServe run
 with one worker of all threads and with one worker a CPU; BentoML as a service with a thread a CPU. Clients each wait
 for their answer. Servers take turns, each for `--seconds` at each number of clients, and those that are not asked
 are stopped (SIGSTOP), because idle ones poll. The ratio of each round is taken. The service's limits on waiting are
-lifted, because LitServe and BentoML let everyone in.
+lifted, because LitServe and BentoML let everyone in. What the same decoding and inference give without a server says how
+far ahead any server could be.
 """
 
 import argparse
@@ -159,6 +160,7 @@ def measure(args: argparse.Namespace) -> str:
     from tqdm import tqdm
 
     from app.engine import cpu_quota
+    from benchmarks.serving import Bare
 
     load, servers = os.getloadavg()[0], list[Running]()
     rates: dict[tuple[str, int], list[float]] = {}
@@ -167,8 +169,11 @@ def measure(args: argparse.Namespace) -> str:
             servers.append(Running(rival))
         for server in servers[1:]:
             np.testing.assert_allclose(server.vector, servers[0].vector, rtol=1e-4, atol=1e-5)
+        bare, alone = Bare(args.bundle), list[float]()
         turns = [(n, s) for _ in range(args.rounds) for n in args.clients for s in servers]
-        for clients, server in tqdm(turns, unit="turn"):
+        for turn, (clients, server) in enumerate(tqdm(turns, unit="turn")):
+            if turn % (len(turns) // args.rounds) == 0:
+                alone.append(bare.rate(args.seconds))
             rates.setdefault((server.rival.name, clients), []).append(server.rate(clients, args.seconds))
     finally:
         for server in servers:
@@ -180,14 +185,21 @@ def measure(args: argparse.Namespace) -> str:
     cells = [f"{median(rates[ours, n]):.1f}" for n in args.clients]
     print(f"| {ours}, images/s | " + " | ".join(cells) + " |", file=out)
     for server in servers[1:]:
-        cells = []
-        for n in args.clients:
-            ratios = [a / b for a, b in zip(rates[ours, n], rates[server.rival.name, n], strict=True)]
-            cells.append(f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-        print(f"| times {server.rival.name} | " + " | ".join(cells) + " |", file=out)
+        name = server.rival.name
+        cells = [_ratios(rates[ours, n], rates[name, n]) for n in args.clients]
+        print(f"| times {name} | " + " | ".join(cells) + " |", file=out)
+    for server in servers:
+        name = server.rival.name
+        cells = [_ratios(alone, rates[name, n]) for n in args.clients]
+        print(f"| no server at all, times {name} | " + " | ".join(cells) + " |", file=out)
     machine = f"{cpu_quota()} CPUs ({platform.machine()}), load average {load:.1f} at the start"
     print(f"\n{time.strftime('%Y-%m-%d')}, {machine}; {args.rounds} rounds of {args.seconds:g} s.", file=out)
     return out.getvalue()
+
+
+def _ratios(ours: list[float], theirs: list[float]) -> str:
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def main() -> None:

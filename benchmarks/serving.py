@@ -171,9 +171,9 @@ def served(*options: str) -> Iterator[Served]:
 class Bare:
     """The same work without a service: decode threads and one session, in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, bundle: Path = STARTER) -> None:
         settings = Settings()
-        self.bundle = read_bundle(STARTER)
+        self.bundle = read_bundle(bundle)
         self.slots, threads = inference_threads("cpu", settings.inference_slots, settings.inference_threads)
         self.batch = settings.max_batch or 4
         self.decoders = settings.decode_threads or min(8, max(1, cpu_quota() // 2))
