@@ -9,8 +9,8 @@ one photo in JSON, as base64, and its answer the vector as numbers. LitServe run
 with one worker of all threads and with one worker a CPU; BentoML as a service with a thread a CPU. Clients each wait
 for their answer. Servers take turns, each for `--seconds` at each number of clients, and those that are not asked
 are stopped (SIGSTOP), because idle ones poll. The ratio of each round is taken. The service's limits on waiting are
-lifted, because LitServe and BentoML let everyone in. What the same decoding and inference give without a server says how
-far ahead any server could be.
+lifted, because LitServe and BentoML let everyone in. What the same decoding and inference give without a server says
+how far ahead any server could be.
 """
 
 import argparse
@@ -22,10 +22,7 @@ import json
 import os
 import platform
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -33,7 +30,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.loopback import PHOTOS, ROOT, Bare, Process, closed_loop, request
 
 
 class Rival(NamedTuple):
@@ -83,37 +80,16 @@ def rivals(args: argparse.Namespace, threads: int) -> list[Rival]:
     ]
 
 
-class Running:
+class Running(Process):
     """A rival's processes, stopped but while it is asked."""
 
     def __init__(self, rival: Rival) -> None:
-        from benchmarks.serving import PHOTOS, request
-
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = listener.getsockname()[1]
+        super().__init__(rival.command, rival.ready)
         self.rival = rival
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the processes
-        self.process = subprocess.Popen(
-            rival.command(self.port), cwd=ROOT, stdout=self.log, stderr=self.log, start_new_session=True
-        )
         texts = [base64.b64encode(photo).decode() for photo in PHOTOS]
         self.messages = [request("/embed", json.dumps(rival.body(t)).encode(), "application/json") for t in texts]
-        end = time.monotonic() + 120
-        while not self._ready():
-            if self.process.poll() is not None or time.monotonic() > end:
-                self.log.seek(0)
-                sys.exit(f"{rival.name} did not start: {self.log.read().decode()[-2000:]}")
-            time.sleep(0.1)
         with self.awake():
             self.vector = self._vector()
-
-    def _ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{self.rival.ready}", timeout=5):
-                return True
-        except OSError:
-            return False
 
     def _vector(self) -> list[float]:
         """What it says of the first photo, whatever its shape."""
@@ -137,21 +113,14 @@ class Running:
 
     def rate(self, clients: int, seconds: float) -> float:
         """Images a second to clients that each wait for theirs."""
-        from benchmarks.serving import closed_loop
-
         with self.awake():
             asyncio.run(closed_loop(self.port, clients, 1.0, self.messages))
             return asyncio.run(closed_loop(self.port, clients, seconds, self.messages))
 
     def close(self) -> None:
-        """End all of its processes."""
-        for ending in (signal.SIGCONT, signal.SIGTERM):
-            os.killpg(self.process.pid, ending)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(15)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.log.close()
+        """See `Process`."""
+        os.killpg(self.process.pid, signal.SIGCONT)
+        super().close()
 
 
 def measure(args: argparse.Namespace) -> str:
@@ -160,7 +129,6 @@ def measure(args: argparse.Namespace) -> str:
     from tqdm import tqdm
 
     from app.engine import cpu_quota
-    from benchmarks.serving import Bare
 
     load, servers = os.getloadavg()[0], list[Running]()
     rates: dict[tuple[str, int], list[float]] = {}
