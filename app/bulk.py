@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine import EngineUnavailable, OnnxEngine, cpu_quota, inference_threads, open_engine
+from app.engine import EngineUnavailable, OnnxEngine, cpu_quota, inference_slots, open_engine
 from app.files import photos_under
 from app.settings import Settings
 from contract.bundle import Bundle, BundleError, read_bundle
@@ -310,7 +310,6 @@ def main(arguments: list[str]) -> int:
     """The command; 0 when every photo is in OUT or listed as refused, 1 where it cannot run, 130 if interrupted."""
     options = parser().parse_args(arguments)
     settings = Settings()
-    options.batch = options.batch or settings.max_batch or (4 if options.device == "cpu" else 32)
     options.decode_threads = options.decode_threads or cpu_quota()
     try:
         if missing := [m for m in ("tqdm", "pyarrow")[: 1 + (options.format == "parquet")] if not find_spec(m)]:
@@ -323,16 +322,17 @@ def main(arguments: list[str]) -> int:
         parts = Parts(
             options.out, _space(bundle, options), kind=options.format, shard=options.shard[0], size=options.part
         )
-        slots, threads = inference_threads(options.device, settings.inference_slots, settings.inference_threads)
+        slots = inference_slots(options.device, settings.inference_slots, settings.inference_threads)
         engine = open_engine(
             bundle,
             device=options.device,
-            threads=threads,
-            max_batch=options.batch,
+            slots=slots,
+            max_batch=options.batch or settings.max_batch,
             allow_cpu_fallback=settings.allow_cpu_fallback,
             graph_cache=settings.graph_cache,
         )
-        print(embed_folder(options.folder, parts, bundle, engine, options, slots))
+        options.batch = engine.max_batch
+        print(embed_folder(options.folder, parts, bundle, engine, options, slots.inferences))
     except (BulkError, BundleError, EngineUnavailable) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

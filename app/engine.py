@@ -6,13 +6,14 @@ from one thread, and `app.triton_engine.TritonEngine`, which asks a Triton serve
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,22 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "te
 DISTRIBUTIONS = frozenset(
     {"onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-rocm"}
 )
+
+
+GPU_BATCH = 32
+"""Images of one inference on a GPU."""
+
+CPU_BATCHES = (1, 4)
+"""What is tried on a CPU, where more only cost memory."""
+
+GAIN = 0.95
+"""Share of the time of a single image below which one in a batch counts as faster."""
+
+TRIALS = 3
+"""Runs of each size; the fastest counts."""
+
+CROWD_BYTES = 256 * 2**20
+"""Of a graph that is held in two sessions, one for an inference alone and one for those side by side."""
 
 
 @dataclass(frozen=True)
@@ -151,14 +168,30 @@ def cpu_quota(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
     return max(1, cpus)
 
 
-def inference_threads(device: str, slots: int, threads: int) -> tuple[int, int]:
-    """Inferences side by side, and the threads of one; 0 leaves either to the processor.
+class Slots(NamedTuple):
+    """How many inferences run side by side, and on how many threads.
 
-    Two side by side get more done than one after the other, where each layer waits for its slowest part and the
-    decoders take turns with it. They share the session's threads, so a lonely one is as fast as it would be alone.
+    Attributes:
+        inferences: side by side.
+        threads: of one that starts alone.
+        crowd_threads: of one that starts while another runs.
+    """
+
+    inferences: int
+    threads: int
+    crowd_threads: int
+
+
+def inference_slots(device: str, count: int, threads: int) -> Slots:
+    """The slots of a device; 0 leaves either number to the processor.
+
+    Two inferences side by side get more done than one after the other, where each layer waits for its slowest part and
+    the decoders take turns with it. They get most done on threads of their own; a lonely one takes them all.
     """
     cpus = cpu_quota()
-    return slots or (1 if device != "cpu" else min(cpus, max(2, cpus // 4))), threads or cpus
+    count = count or (1 if device != "cpu" else min(cpus, max(2, cpus // 4)))
+    crowd = threads or (cpus if device != "cpu" else max(1, cpus // count))
+    return Slots(count, threads or cpus, crowd)
 
 
 def _cpu_groups(cgroups: Path, own: Path) -> list[Path]:
@@ -222,21 +255,24 @@ def providers_of(
 class OnnxEngine:
     """ONNX Runtime in this process. Construct with `open_engine`, which also proves it.
 
-    `pace` is the seconds an image took in the largest batch of the warm-up.
+    `max_batch` is how many images one inference takes, `pace` the seconds an image took in such a batch.
 
     Args:
+        slots: how many threads an inference gets. Where one in a crowd gets others than a lonely one, it runs in a
+            session of its own, which gives the same bits; a graph of more than `CROWD_BYTES` is not held twice.
         buckets: see `buckets_of`.
         graph_cache: folder in which the optimised graph is kept; see `app.graph_cache`.
     """
 
     pace = 0.05
+    max_batch = 1
 
     def __init__(
         self,
         bundle: Bundle,
         *,
         device: str,
-        threads: int,
+        slots: Slots,
         allow_cpu_fallback: bool,
         buckets: tuple[int, ...] = (),
         graph_cache: Path | None = None,
@@ -253,7 +289,7 @@ class OnnxEngine:
         if wanted[0][0] == PROVIDERS["tensorrt"] and bundle.manifest.precision == "bf16":
             wanted[0][1]["trt_bf16_enable"] = True  # TensorRT has none unless it is let
         try:
-            self._session = _session(bundle, wanted, threads, graph_cache)
+            self._session = _session(bundle, wanted, slots.threads, graph_cache)
         except Exception as error:  # ONNX Runtime's own kinds
             if bundle.manifest.precision not in GPU_ONLY:
                 raise
@@ -268,15 +304,70 @@ class OnnxEngine:
         self._buckets = buckets if self._on_gpu else ()
         self._spaces = list(bundle.manifest.spaces)
         check_graph(bundle, self._session.get_inputs(), self._session.get_outputs())
+        self._crowd = self._session
+        held_twice = not self._on_gpu and bundle.manifest.files[MODEL].bytes <= CROWD_BYTES
+        if slots.inferences > 1 and slots.crowd_threads != slots.threads and held_twice:
+            self._crowd = _session(bundle, wanted, slots.crowd_threads, graph_cache)
+        self._running = 0
+        self._counting = threading.Lock()
 
     def embed(self, pixels: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """[n, 3, height, width] to {space: [n, size]}; runs without the GIL."""
+        with self._counting:
+            session = self._crowd if self._running else self._session
+            self._running += 1
+        try:
+            return self._run(session, pixels)
+        finally:
+            with self._counting:
+                self._running -= 1
+
+    def prove(self, bundle: Bundle) -> None:
+        """Raises BundleError unless every session gives the golden vectors."""
+        for session in {id(session): session for session in (self._session, self._crowd)}.values():
+            check_golden(bundle, self._run(session, bundle.golden.pixels))
+
+    def warm(self, pixels: NDArray[Any], max_batch: int) -> None:
+        """Run every size of batch once, and settle `max_batch` and `pace`.
+
+        Args:
+            pixels: some images, [k, 3, height, width].
+            max_batch: images of one inference. 0 settles it by trial among `CPU_BATCHES`: the layers of a convolutional
+                network may find their weights in the cache anyway, and then more images only push each other out.
+        """
+        seconds = {}
+        for n in self._buckets or sorted({1, max_batch} if max_batch else CPU_BATCHES):
+            batch = np.resize(pixels, (n, *pixels.shape[1:]))
+            self._run(self._session, batch)  # the first run of a size is slower
+            seconds[n] = min(self._timed(batch) for _ in range(1 if max_batch else TRIALS)) / n
+        if not max_batch:
+            few, many = CPU_BATCHES
+            max_batch = many if seconds[many] < GAIN * seconds[few] else few
+            if max_batch == few:
+                self._shrink(pixels)
+        self.max_batch, self.pace = max_batch, seconds[max_batch]
+
+    def _shrink(self, pixels: NDArray[Any]) -> None:
+        """Give back the memory that larger batches took than there will be."""
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        for session in (self._session, self._crowd):
+            session.run(self._spaces, {GRAPH_INPUT: np.resize(pixels, (1, *pixels.shape[1:]))}, options)
+
+    def _timed(self, pixels: NDArray[Any]) -> float:
+        start = time.perf_counter()
+        self._run(self._crowd, pixels)
+        return time.perf_counter() - start
+
+    def _run(self, session: Any, pixels: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         n = len(pixels)
         size = min((bucket for bucket in self._buckets if bucket >= n), default=n)
         # Filled up with the same images again, which leave a range over the batch (int8) as it was.
         filled = pixels if size == n else np.resize(pixels, (size, *pixels.shape[1:]))
-        run = self._session.run
-        vectors = self._bound(filled, "cuda") if self._on_gpu else run(self._spaces, {GRAPH_INPUT: filled})
+        on_gpu, run = self._on_gpu, session.run
+        vectors = self._bound(filled, "cuda") if on_gpu else run(self._spaces, {GRAPH_INPUT: filled})
         return {space: rows[:n] for space, rows in zip(self._spaces, vectors, strict=True)}
 
     def _bound(self, pixels: NDArray[Any], device: str) -> list[NDArray[np.float32]]:
@@ -336,34 +427,36 @@ def open_engine(
     bundle: Bundle,
     *,
     device: str,
-    threads: int,
-    max_batch: int,
+    slots: Slots,
+    max_batch: int = 0,
     allow_cpu_fallback: bool,
     graph_cache: Path | None = None,
 ) -> OnnxEngine:
     """A session that is verified and warm: provider, graph, golden pixels, golden vectors, every size of batch.
 
-    On a CPU the sizes are one and the largest, elsewhere those of `buckets_of`.
+    Args:
+        bundle: to serve.
+        device: `cpu`, `cuda` or `tensorrt`.
+        slots: of `inference_slots`.
+        max_batch: images of one inference; 0 takes `GPU_BATCH`, or on a CPU what a trial finds faster.
+        allow_cpu_fallback: whether a CPU may stand in for another device.
+        graph_cache: see `OnnxEngine`.
 
     Raises:
         EngineUnavailable: no session as asked.
         BundleError: the graph or its vectors are not what the manifest states.
     """
-    buckets = buckets_of(device, max_batch)
+    if not max_batch and device != "cpu":
+        max_batch = GPU_BATCH
     engine = OnnxEngine(
         bundle,
         device=device,
-        threads=threads,
+        slots=slots,
         allow_cpu_fallback=allow_cpu_fallback,
-        buckets=buckets,
+        buckets=buckets_of(device, max_batch),
         graph_cache=graph_cache,
     )
     check_golden_pixels(bundle)
-    check_golden(bundle, engine.embed(bundle.golden.pixels))
-    full = np.resize(bundle.golden.pixels, (max_batch, *bundle.manifest.pixels.shape))
-    for size in buckets or (1,):
-        engine.embed(full[:size])
-    start = time.perf_counter()
-    engine.embed(full)
-    engine.pace = (time.perf_counter() - start) / max_batch
+    engine.prove(bundle)
+    engine.warm(bundle.golden.pixels, max_batch)
     return engine

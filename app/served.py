@@ -11,7 +11,7 @@ from app.batching import Batcher
 from app.cache import VectorCache
 from app.decoding import DecodePool
 from app.embedder import Embedder
-from app.engine import PROVIDERS, Engine, inference_threads, open_engine
+from app.engine import PROVIDERS, Engine, inference_slots, open_engine
 from app.errors import ServiceError
 from app.metrics import Metrics, Norms
 from app.schemas import Memory, ModelCard, ModelSummary, Options, SpaceCard
@@ -188,30 +188,34 @@ async def open_model(bundle: Bundle, folder: Path, process: Process) -> ServedMo
         await asyncio.to_thread(check_golden_pixels, bundle)
         triton = open_triton(bundle, settings.triton_url, metrics)
         return ServedModel(bundle, triton, ["triton"], process, folder=folder, max_batch=8, pace=0.02)
-    slots, threads = inference_threads(settings.device, settings.inference_slots, settings.inference_threads)
-    max_batch = settings.max_batch or (4 if settings.device == "cpu" else 32)
+    slots = inference_slots(settings.device, settings.inference_slots, settings.inference_threads)
     before = _resident_bytes()
     graph = await asyncio.to_thread(
         open_engine,
         bundle,
         device=settings.device,
-        threads=threads,
-        max_batch=max_batch,
+        slots=slots,
+        max_batch=settings.max_batch,
         allow_cpu_fallback=settings.allow_cpu_fallback,
         graph_cache=settings.graph_cache,
     )
     grown = max(0, _resident_bytes() - before) if before else None
-    log.info("%d inferences at once, each of at most %d images and %d threads", slots, max_batch, threads)
-    batcher = Batcher(graph, max_batch, metrics, settings.stuck_seconds, slots=slots)
+    log.info(
+        "%d inferences at once on %d threads, each of at most %d images",
+        slots.inferences,
+        slots.threads,
+        graph.max_batch,
+    )
+    batcher = Batcher(graph, graph.max_batch, metrics, settings.stuck_seconds, slots=slots.inferences)
     return ServedModel(
         bundle,
         batcher,
         graph.providers,
         process,
         folder=folder,
-        max_batch=max_batch,
-        slots=slots,
-        pace=graph.pace / slots,
+        max_batch=graph.max_batch,
+        slots=slots.inferences,
+        pace=graph.pace / slots.inferences,
         resident_bytes=grown,
     )
 

@@ -91,7 +91,7 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         description="Threads that may work on one inference; inferences side by side share them. 0 takes the CPUs of "
-        "the cgroup quota.",
+        "the cgroup quota for one that is alone, and its share of them for one beside others.",
     )
     decode_threads: int = Field(
         default=0, ge=0, le=64, description="Image decoding threads; 0 takes half the CPUs, at most 8."
@@ -100,8 +100,8 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         le=1024,
-        description="Images in one inference; 0 takes 4 on a CPU, where more only cost memory, and 32 on a GPU. "
-        "Batches never wait to fill.",
+        description="Images in one inference; 0 takes 32 on a GPU, and on a CPU 1 or 4, whichever a trial at the start "
+        "finds faster. Batches never wait to fill.",
     )
     max_admitted_images: int = Field(
         default=256, ge=1, description="Images being decoded, queued and inferred at once; beyond it requests get 429."

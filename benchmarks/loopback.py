@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from app.engine import cpu_quota, inference_threads, open_engine
+from app.engine import cpu_quota, inference_slots, open_engine
 from app.settings import STARTER, Settings
 from contract.bundle import read_bundle
 from contract.pixels import load_pixels
@@ -156,12 +156,13 @@ class Bare:
     def __init__(self, bundle: Path = STARTER) -> None:
         settings = Settings()
         self.bundle = read_bundle(bundle)
-        self.slots, threads = inference_threads("cpu", settings.inference_slots, settings.inference_threads)
-        self.batch = settings.max_batch or 4
+        slots = inference_slots("cpu", settings.inference_slots, settings.inference_threads)
+        self.slots = slots.inferences
         self.decoders = settings.decode_threads or min(8, max(1, cpu_quota() // 2))
         self.engine = open_engine(
-            self.bundle, device="cpu", threads=threads, max_batch=self.batch, allow_cpu_fallback=False
+            self.bundle, device="cpu", slots=slots, max_batch=settings.max_batch, allow_cpu_fallback=False
         )
+        self.batch = self.engine.max_batch
 
     def one(self, photo: bytes) -> None:
         """Decode and embed one photo in this thread."""

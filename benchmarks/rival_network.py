@@ -4,7 +4,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from app.engine import open_engine
+from app.engine import Slots, open_engine
 from contract.bundle import read_bundle
 from contract.pixels import load_pixels
 
@@ -23,7 +23,9 @@ class Network:
     def __init__(self, folder: Path, threads: int) -> None:
         bundle = read_bundle(folder)
         self._spec = bundle.manifest.pixels
-        self._engine = open_engine(bundle, device="cpu", threads=threads, max_batch=MOST, allow_cpu_fallback=False)
+        self._engine = open_engine(
+            bundle, device="cpu", slots=Slots(1, threads, threads), max_batch=MOST, allow_cpu_fallback=False
+        )
 
     def decode(self, text: str) -> Any:
         """Base64 of a photo to pixels [3, height, width]."""

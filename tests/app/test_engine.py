@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from onnx import TensorProto, helper, numpy_helper
 
 from app import engine
-from app.engine import EngineUnavailable, open_engine, require_one_runtime, require_provider
+from app.engine import EngineUnavailable, Slots, open_engine, require_one_runtime, require_provider
 from app.main import create_app
 from app.settings import Settings
 from contract.bundle import Bundle, BundleError, GoldenMismatch, GraphMismatch, read_bundle, write_bundle
@@ -54,7 +54,8 @@ def checked(bundle: Bundle, graph: bytes) -> None:
 
 
 def opened(bundle: Bundle, **options: Any) -> engine.OnnxEngine:
-    return open_engine(bundle, **{"device": "cpu", "threads": 1, "max_batch": 4, "allow_cpu_fallback": False} | options)
+    defaults = {"device": "cpu", "slots": Slots(1, 1, 1), "max_batch": 4, "allow_cpu_fallback": False}
+    return open_engine(bundle, **defaults | options)
 
 
 def with_golden_scaled(toy_bundle: Path, target: Path, factor: float) -> Path:
@@ -197,15 +198,45 @@ def test_a_space_that_is_not_finite_does_not_open(toy_bundle: Path, tmp_path: Pa
 
 
 def test_an_open_engine_has_run_its_largest_batch(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, real = [], engine.OnnxEngine.embed
+    sizes, real = [], engine.OnnxEngine._run
 
-    def watched(self: Any, pixels: Any) -> Any:
+    def watched(self: Any, session: Any, pixels: Any) -> Any:
         sizes.append(len(pixels))
-        return real(self, pixels)
+        return real(self, session, pixels)
 
-    monkeypatch.setattr(engine.OnnxEngine, "embed", watched)
-    opened(read_bundle(toy_bundle), max_batch=9)
-    assert max(sizes) == 9
+    monkeypatch.setattr(engine.OnnxEngine, "_run", watched)
+    assert opened(read_bundle(toy_bundle), max_batch=9).max_batch == 9 == max(sizes)
+
+
+@pytest.mark.parametrize(("seconds_of_four", "expected"), [(3.9, 1), (3.7, 4)])
+def test_without_a_size_a_trial_settles_whether_images_are_faster_together(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, seconds_of_four: float, expected: int
+) -> None:
+    shrunk: list[engine.OnnxEngine] = []
+    monkeypatch.setattr(engine.OnnxEngine, "_timed", lambda _, pixels: {1: 1.0, 4: seconds_of_four}[len(pixels)])
+    monkeypatch.setattr(engine.OnnxEngine, "_shrink", lambda self, _: shrunk.append(self))
+    found = opened(read_bundle(toy_bundle), max_batch=0)
+    assert (found.max_batch, len(shrunk)) == (expected, expected == 1)
+    assert found.pace == pytest.approx({1: 1.0, 4: seconds_of_four / 4}[expected])
+
+
+def test_an_inference_beside_others_has_its_own_session_and_gives_the_same_bits(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, threads = read_bundle(toy_bundle), []
+    real = engine._session_options
+    monkeypatch.setattr(engine, "_session_options", lambda n: threads.append(n) or real(n))
+    crowded = opened(bundle, slots=Slots(2, 4, 2), max_batch=0)
+    assert threads == [4, 2]
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, SIDE, SIDE), dtype=np.uint8)
+    alone = crowded.embed(pixels)
+    crowded._session, crowded._running = None, 1  # another inference is under way
+    assert all(np.array_equal(rows, alone[space]) for space, rows in crowded.embed(pixels).items())
+    assert crowded._running == 1
+    monkeypatch.setattr(engine, "CROWD_BYTES", 10)
+    for slots in (Slots(2, 4, 2), Slots(2, 4, 4), Slots(1, 4, 2)):
+        opened(bundle, slots=slots)
+    assert threads == [4, 2, 4, 4, 4]
 
 
 def test_on_a_gpu_batches_are_filled_up_to_sizes_that_were_warmed() -> None:
@@ -251,7 +282,7 @@ def test_a_gpus_session_gets_warmed_sizes_only_and_gives_the_rows_asked_for(
 
     monkeypatch.setattr(engine.OnnxEngine, "_bound", here)
     plain = opened(bundle)
-    bound = engine.OnnxEngine(bundle, device="cpu", threads=1, allow_cpu_fallback=False)
+    bound = engine.OnnxEngine(bundle, device="cpu", slots=Slots(1, 1, 1), allow_cpu_fallback=False)
     bound._on_gpu, bound._buckets = True, engine.buckets_of("cuda", 6)
     for n in (1, 3, 5, 6, 9):  # 9: more than the largest, as bulk may be told to take
         pixels = np.random.default_rng(n).integers(0, 256, (n, 3, SIDE, SIDE), dtype=np.uint8)
@@ -283,19 +314,20 @@ def test_without_on_failure_a_bad_bundle_ends_the_lifespan_with_its_error(tmp_pa
 @pytest.mark.parametrize(
     ("cpus", "device", "given", "expected"),
     [
-        (1, "cpu", (0, 0), (1, 1)),
-        (2, "cpu", (0, 0), (2, 2)),
-        (4, "cpu", (0, 0), (2, 4)),
-        (16, "cpu", (0, 0), (4, 16)),
-        (16, "cuda", (0, 0), (1, 16)),
-        (16, "cpu", (3, 5), (3, 5)),
+        (1, "cpu", (0, 0), (1, 1, 1)),
+        (2, "cpu", (0, 0), (2, 2, 1)),
+        (4, "cpu", (0, 0), (2, 4, 2)),
+        (16, "cpu", (0, 0), (4, 16, 4)),
+        (16, "cuda", (0, 0), (1, 16, 16)),
+        (16, "cpu", (3, 5), (3, 5, 5)),
+        (2, "cpu", (3, 0), (3, 2, 1)),
     ],
 )
 def test_slots_and_threads_follow_the_quota_unless_they_are_given(
-    cpus: int, device: str, given: tuple[int, int], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    cpus: int, device: str, given: tuple[int, int], expected: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "cpu_quota", lambda: cpus)
-    assert engine.inference_threads(device, *given) == expected
+    assert engine.inference_slots(device, *given) == expected
 
 
 def test_cpu_quota_is_at_least_one() -> None:

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 
 from app import engine, graph_cache
-from app.engine import open_engine
+from app.engine import Slots, open_engine
 from app.graph_cache import GraphCache, processor
 from contract.bundle import read_bundle
 
@@ -28,7 +28,7 @@ def kept(folder: Path, content: bytes = b"graph", **key: str) -> Path:
 
 
 def opened(bundle: Path, folder: Path) -> engine.OnnxEngine:
-    options: dict[str, Any] = {"device": "cpu", "threads": 1, "max_batch": 4, "allow_cpu_fallback": False}
+    options: dict[str, Any] = {"device": "cpu", "slots": Slots(1, 1, 1), "max_batch": 4, "allow_cpu_fallback": False}
     return open_engine(read_bundle(bundle), **options, graph_cache=folder)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from app.engine import OnnxEngine
+from app.engine import OnnxEngine, Slots
 from contract.bundle import Bundle, read_bundle
 from export.triton import Options, write_repository
 from tests import real_triton
@@ -48,7 +48,7 @@ def bundle(toy_bundle: Path) -> Bundle:
 
 
 def here(bundle: Bundle, pixels: Any) -> dict[str, Any]:
-    return OnnxEngine(bundle, device="cpu", threads=1, allow_cpu_fallback=False).embed(pixels)
+    return OnnxEngine(bundle, device="cpu", slots=Slots(1, 1, 1), allow_cpu_fallback=False).embed(pixels)
 
 
 def noise(seed: int, n: int, side: int = 8) -> Any:
