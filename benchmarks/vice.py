@@ -161,6 +161,11 @@ def quality(args: argparse.Namespace) -> None:
                 f"{what:24} {name:26} accuracy {first:.4f} argmax, {accuracy:.4f} rounded; "
                 f"NLL {nll:.4f}; mean p {p[:, 0].mean():.4f}; n={len(p)}"
             )
+        lost = np.log(theirs[:, 0]) - np.log(ours[:, 0])  # the pair that was left together
+        right = [(p.argmax(1) == 0).astype(float) for p in (ours, theirs)]
+        for name, difference in (("NLL", lost), ("accuracy", right[0] - right[1])):
+            error = difference.std() / np.sqrt(len(difference))
+            print(f"{what:24} fit - published: {name} {difference.mean():+.4f}, standard error {error:.4f}, paired")
     p = triplets.pair_probabilities(triplets.pair_similarities(published[sets["fresh simulated choices"]]))
     q = triplet_probabilities(
         fit, sets["fresh simulated choices"], samples=config.posterior_samples, seed=args.seed, device=args.device
