@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,12 +145,15 @@ class Embedder:
                 first.setdefault(image, i)
         with self.admission.admit(len(first), timings.until):
             if len(first) == len(images) == 1 and self._cache is None and (submit := self.engine.submit):
+                found = await self._row(next(iter(first)), submit, timings)
+                if isinstance(found, Inferred):
+                    return [found.vectors]
+                if isinstance(found, ImageError) and partial:
+                    return [ServiceError.of_image(found, 0)]
                 try:
-                    return [await self._row(next(iter(first)), submit, timings)]
-                except ImageError as error:
-                    if not partial:
-                        raise ServiceError.of_image(error, 0) from error
-                    return [ServiceError.of_image(error, 0)]
+                    raise ServiceError.of_image(found, 0) if isinstance(found, ImageError) else found
+                finally:
+                    del found  # see `_row`
             start = time.perf_counter()
             outcomes = await self._decoders.decode(list(first), self._spec, timings.until)
             timings.add("decode", time.perf_counter() - start)
@@ -171,12 +174,14 @@ class Embedder:
         # A file given twice is one file, but each place names its own index.
         return [row.at(i) if isinstance(row, ServiceError) else row for i, row in enumerate(rows)]
 
-    async def _row(self, image: bytes, submit: Submit, timings: Timings) -> Row:
+    async def _row(self, image: bytes, submit: Submit, timings: Timings) -> Inferred | BaseException:
         """The vectors of one image, which goes from its decode thread to the inference threads past the event loop.
 
+        What is wrong is returned, not raised: an error that is raised holds the frames that it came through, and where
+        a frame holds the error, itself or in a future, only the collector of garbage frees either.
+
         Raises:
-            ImageError: the image cannot be used.
-            ServiceError, TimeoutError: as for `embed`.
+            ServiceError: 503 where a thread hangs.
         """
         start = decoded = time.perf_counter()
         future: Future[Inferred] = Future()
@@ -194,20 +199,18 @@ class Embedder:
         job = self._decoders.submit(image, self._spec, timings.until)
         job.add_done_callback(go_on)
         try:
-            (found,) = await waiting.results([asyncio.wrap_future(future)], lambda: self.alive, "a thread hangs")
-        except ImageError as error:
-            self._count(image, error)
-            timings.add("decode", decoded - start)
-            raise
+            answer = asyncio.wrap_future(future)
+            (outcome,) = await waiting.results([answer], lambda: self.alive, "a thread hangs", every=True)
         finally:
             job.cancel()  # nobody waits for it now; one that has started is not stopped
-        row = cast(Inferred, found)
-        self._count(image, row)
         timings.add("decode", decoded - start)
-        timings.add("queue", max(0.0, row.started - decoded))
-        timings.add("inference", row.ended - row.started)
-        self._norms.observe({space: vector[None] for space, vector in row.vectors.items()})
-        return row.vectors
+        if isinstance(outcome, Inferred | ImageError):
+            self._count(image, outcome)
+        if isinstance(outcome, Inferred):
+            timings.add("queue", max(0.0, outcome.started - decoded))
+            timings.add("inference", outcome.ended - outcome.started)
+            self._norms.observe({space: vector[None] for space, vector in outcome.vectors.items()})
+        return outcome
 
     async def _infer(self, tensors: Mapping[bytes, Decoded], timings: Timings) -> dict[bytes, Row]:
         """The vectors of each image, from the cache where it has them."""

@@ -1,6 +1,7 @@
 """Threads that die or hang, clients that leave: nobody waits in vain, and nothing is done for nobody."""
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from app.engine import OnnxEngine
 from app.errors import ServiceError
 from app.metrics import Metrics
 from app.timings import Timings
-from contract.pixels import PixelLimits, PixelSpec
+from contract.pixels import ImageError, PixelLimits, PixelSpec
 from tests.toy import encoded, photo
 
 Serve = Callable[..., TestClient]
@@ -132,6 +133,21 @@ def test_a_client_that_leaves_while_queued_is_not_served(
     assert embed(client, 2).status_code == 200
     assert valve.seen == 2  # the first and the last
     assert 'alignet_http_requests_total{code="499",method="POST",route="/embed"} 1.0' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("more", [[], [encoded(photo(1))]])
+def test_a_refused_photo_leaves_nothing_for_the_collector_of_garbage(serve: Serve, more: list[bytes]) -> None:
+    client = serve()
+    files = [("images", ("photo", image)) for image in (encoded(photo(0))[:-60], *more)]
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            assert client.post("/embed", files=files).status_code == 422
+        left = [o for o in gc.get_objects() if isinstance(o, ImageError)]
+    finally:
+        gc.enable()
+    assert left == []
 
 
 def test_a_client_that_stays_is_answered_and_its_watch_ends(serve: Serve) -> None:
