@@ -148,7 +148,7 @@ def measure(args: argparse.Namespace) -> str:
             server.close()
     ours = servers[0].rival.name
     out = io.StringIO()
-    print(f"| {args.name} | " + " | ".join(f"{n} clients" for n in args.clients) + " |", file=out)
+    print(f"| {args.name} | " + " | ".join(f"{n} client{'s'[n == 1 :]}" for n in args.clients) + " |", file=out)
     print("|---|" + "---|" * len(args.clients), file=out)
     cells = [f"{median(rates[ours, n]):.1f}" for n in args.clients]
     print(f"| {ours}, images/s | " + " | ".join(cells) + " |", file=out)
