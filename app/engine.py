@@ -332,8 +332,8 @@ class OnnxEngine:
 
         Args:
             pixels: some images, [k, 3, height, width].
-            max_batch: images of one inference. 0 settles it by trial among `CPU_BATCHES`: the layers of a convolutional
-                network may find their weights in the cache anyway, and then more images only push each other out.
+            max_batch: images of one inference. 0 settles it by trial among `CPU_BATCHES`: an image among several may
+                take longer than one alone, as in the starter, or less, as in a ViT.
         """
         seconds = {}
         for n in self._buckets or sorted({1, max_batch} if max_batch else CPU_BATCHES):
@@ -366,8 +366,7 @@ class OnnxEngine:
         size = min((bucket for bucket in self._buckets if bucket >= n), default=n)
         # Filled up with the same images again, which leave a range over the batch (int8) as it was.
         filled = pixels if size == n else np.resize(pixels, (size, *pixels.shape[1:]))
-        on_gpu, run = self._on_gpu, session.run
-        vectors = self._bound(filled, "cuda") if on_gpu else run(self._spaces, {GRAPH_INPUT: filled})
+        vectors = self._bound(filled, "cuda") if self._on_gpu else session.run(self._spaces, {GRAPH_INPUT: filled})
         return {space: rows[:n] for space, rows in zip(self._spaces, vectors, strict=True)}
 
     def _bound(self, pixels: NDArray[Any], device: str) -> list[NDArray[np.float32]]:

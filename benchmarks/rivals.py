@@ -119,7 +119,8 @@ class Running(Process):
 
     def close(self) -> None:
         """See `Process`."""
-        os.killpg(self.process.pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # it has ended: the others must still be
+            os.killpg(self.process.pid, signal.SIGCONT)
         super().close()
 
 

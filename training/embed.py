@@ -143,9 +143,9 @@ def _compute(encoder: Encoder, images: Images, out: Path, config: EmbedConfig, r
     own = range(ranks.rank * config.shard, len(images), ranks.world * config.shard)
     todo = [start for start in own if not _record(out, start).exists()]
     rows_of = {start: range(start, min(start + config.shard, len(images))) for start in own}
-    done = sum(len(rows_of[start]) for start in own if start not in set(todo))
-    every = itertools.chain.from_iterable(rows_of[start] for start in todo)
     total = sum(len(rows) for rows in rows_of.values())
+    done = total - sum(len(rows_of[start]) for start in todo)
+    every = itertools.chain.from_iterable(rows_of[start] for start in todo)
     decoded = _decoded(images, every, encoder.pixels, config)
     if config.compile:
         compiled = torch.compile(encoder.module, options={"freezing": True})
