@@ -35,6 +35,7 @@ class ByteBudget:
         self.most = most
         self.held = 0
         self._metrics = metrics
+        metrics.held_bytes.set_function(lambda: float(self.held))
 
     def require(self, n: int) -> None:
         """Raises ServiceError 429 unless n more bytes fit; holds nothing."""
@@ -58,13 +59,11 @@ class ByteBudget:
                 self.require(n)
             mine += n
             self.held += n
-            self._metrics.held_bytes.set(self.held)
 
         try:
             yield take
         finally:
             self.held -= mine
-            self._metrics.held_bytes.set(self.held)
 
 
 @dataclass
@@ -183,7 +182,6 @@ class Admission:
         self._house.images += n
         if not self.images:
             self._enough = self._full
-        self._metrics.admitted.set(self._house.images)
 
     def _settle(self) -> None:
         now = self._clock()

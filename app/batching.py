@@ -85,7 +85,7 @@ class Batcher:
     async def embed(self, pixels: Sequence[NDArray[Any]], timings: Timings) -> Vectors:
         """See `Engine`. Images of other requests may share the batch."""
         asked = time.perf_counter()
-        futures = [asyncio.wrap_future(self.submit(image, timings.until)) for image in pixels]
+        futures = [self.submit(image, timings.until) for image in pixels]
         rows = cast(list[Inferred], await waiting.results(futures, lambda: self.alive, "inference hangs"))
         timings.add("queue", max(0.0, min(row.started for row in rows) - asked))
         timings.add("inference", max(row.ended for row in rows) - min(row.started for row in rows))

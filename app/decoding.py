@@ -67,7 +67,7 @@ class DecodePool:
             TimeoutError: `until` had passed before an image began.
             ServiceError: 503 where every thread hangs.
         """
-        jobs = [asyncio.wrap_future(self.submit(image, spec, until)) for image in images]
+        jobs = [self.submit(image, spec, until) for image in images]
         found = await waiting.results(jobs, lambda: self.alive, "image decoding hangs", every=True)
         tensors: list[Decoded | ImageError] = []
         for outcome in found:

@@ -199,8 +199,7 @@ class Embedder:
         job = self._decoders.submit(image, self._spec, timings.until)
         job.add_done_callback(go_on)
         try:
-            answer = asyncio.wrap_future(future)
-            (outcome,) = await waiting.results([answer], lambda: self.alive, "a thread hangs", every=True)
+            (outcome,) = await waiting.results([future], lambda: self.alive, "a thread hangs", every=True)
         finally:
             job.cancel()  # nobody waits for it now; one that has started is not stopped
         timings.add("decode", decoded - start)

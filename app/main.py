@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -160,6 +160,8 @@ class _Observe:
         self.app = app
         self.service = service
         self.metrics = service.metrics
+        self.running = 0
+        self.metrics.in_flight.set_function(lambda: float(self.running))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -170,7 +172,7 @@ class _Observe:
         scope.setdefault("state", {})["timings"] = timings
         headers = dict(scope["headers"])
         asked = headers.get(b"x-request-id", b"").decode("latin-1")
-        request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        request_id = asked if _REQUEST_ID.fullmatch(asked) else os.urandom(16).hex()
         status: int | None = None
         token = logs.request_id.set(request_id)
         tracing = self.service.tracing
@@ -193,7 +195,7 @@ class _Observe:
                 message["headers"] = [*message["headers"], *(pair for pair in extra if pair[0] not in own)]
             await send(message)
 
-        self.metrics.in_flight.inc()
+        self.running += 1
         try:
             await self.app(scope, receive, send_with_headers)
         except ClientDisconnect:
@@ -206,17 +208,17 @@ class _Observe:
             detail = f"{type(error).__name__} in the service; its log has the trace, with id {request_id}."
             await errors.refusal(ServiceError("internal", detail), scope["path"])(scope, receive, send_with_headers)
         finally:
-            self.metrics.in_flight.dec()
+            self.running -= 1
             # An unknown path is one label, whatever it is; so is an unknown method.
             route = getattr(scope.get("route"), "path", "unknown")
             method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "other"
             seconds, code = time.perf_counter() - start, status or 499
             self.metrics.requests.labels(route, method, str(code)).inc()
-            self.metrics.duration.labels(route).observe(seconds)
+            self.metrics.duration.observe(seconds, route)
             if self.service.settings.access_log:
                 logs.access(method, route, code, seconds, timings.stages)
             if tracing:
                 tracing.finish(span, method, route, code, request_id, timings.stages)
             logs.request_id.reset(token)
             for stage, seconds in timings.stages.items():
-                self.metrics.stages[stage].observe(seconds)
+                self.metrics.stage.observe(seconds, stage)

@@ -117,16 +117,14 @@ class Protocol(HttpToolsProtocol):
                 self.send_400_response("Request head too large.")
             elif self._in_body:
                 self._close()  # a reply may have begun, so nothing can be said
-        elif self._late is None and (self.cycle is None or self.cycle.response_complete):
-            # Empty lines between requests, or the rest of a body that was refused.
+        elif self._late is None and (self._in_head or self.cycle is None or self.cycle.response_complete):
+            # A head that is not there yet, empty lines between requests, or the rest of a body that was refused.
             self._start_clock(LINGER_SECONDS if self._in_body else HEADER_SECONDS)
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         super().on_message_begin()
         self._in_head = True
-        if self._late is None:
-            self._start_clock(HEADER_SECONDS)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header; what stands after a chunked body is none, and uvicorn would keep it all."""

@@ -58,7 +58,9 @@ class Service:
         )
         self._reloading = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
-        self._process = Process(settings, self.metrics, self.decoders, House())
+        house = House()
+        self.metrics.admitted.set_function(lambda: float(house.images))
+        self._process = Process(settings, self.metrics, self.decoders, house)
         self.metrics.ready.set_function(lambda: float(self.ready))
         self.metrics.wait.set_function(
             lambda: max((model.embedder.admission.wait for model in self._current), default=0.0)

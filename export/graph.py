@@ -71,12 +71,13 @@ class HeadedByImage(nn.Module):
     def __init__(self, headed: Headed) -> None:
         super().__init__()
         self.inner = headed.inner
+        self.balance = headed.balance or nn.Identity()
         maps = [layer for layer in headed.mlp_head if isinstance(layer, nn.Linear)]
         self.hidden, self.out = (LinearByImage(layer.weight, layer.bias) for layer in maps)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 [n, 3, height, width] to [n, size], float32."""
-        z = self.inner(pixels).float()
+        z = self.balance(self.inner(pixels).float())
         out: Tensor = z + self.out(torch.relu(self.hidden(z)))
         return out
 

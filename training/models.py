@@ -17,6 +17,7 @@ from contract.manifest import BaseModel
 from training.efficientnet import efficientnet_lite2
 from training.encoders import Encoder
 from training.focus_vit import vit_small_focus
+from training.levels import with_levels
 from training.open_clip_models import build_open_clip
 from training.timm_models import Framing, Output, build_timm, load_weights, read_checkpoint
 
@@ -172,6 +173,9 @@ def build(
             model does not have.
     """
     row = MODELS.get(name)
+    if output == "levels":
+        own = build(name, side=side, framing=framing, pretrained=pretrained, checkpoint=checkpoint, seed=seed)
+        return with_levels(own)
     source = name if row is None else row.source
     if row is not None and not isinstance(source, str):
         return _packaged(name, row, checkpoint, output, side, framing, pretrained)

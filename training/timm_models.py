@@ -7,6 +7,7 @@ Feature points:
                (convolutional networks, transformers that average)
     map        multi-head attention pool (SigLIP)
     embedding  what an image-text model compares with text, not normalised (CLIP: projected; SigLIP: its `map`)
+    levels     the model's own one of these, then the mean over space of each stage's output; see `training.levels`
 """
 
 import difflib
@@ -21,7 +22,7 @@ from contract.manifest import BaseModel
 from contract.pixels import PixelSpec, Resample
 from training.encoders import Encoder, Normalized
 
-Output = Literal["cls", "pooled", "map", "embedding"]
+Output = Literal["cls", "pooled", "map", "embedding", "levels"]
 Framing = Literal["own", "squash"]
 """How a photo becomes square: as the library's own evaluation does, or squashed, as AligNet does with every model."""
 
@@ -60,7 +61,17 @@ class TimmFeatures(Normalized):
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 [n, 3, height, width] to [n, size]."""
         b: Any = self.backbone
-        x = b.forward_features(self.normalized(pixels))
+        return self._read(b.forward_features(self.normalized(pixels)))
+
+    def forward_levels(self, pixels: Tensor) -> list[Tensor]:
+        """See `training.levels.HasLevels`; the stages are timm's feature maps, for a transformer its blocks."""
+        b: Any = self.backbone
+        last, maps = b.forward_intermediates(self.normalized(pixels), output_fmt="NCHW")
+        return [self._read(last), *(stage.mean((2, 3)) for stage in maps)]
+
+    def _read(self, x: Tensor) -> Tensor:
+        """The feature point of the backbone's last map or tokens."""
+        b: Any = self.backbone
         if self.output == "cls" or self.mean_of_tokens:
             x = x[:, 0] if self.output == "cls" else x[:, self.prefix :].mean(1)
             # Where timm averages tokens, the final norm comes after the pool.

@@ -29,6 +29,7 @@ SHAPES = {
     "lora": (VIT, LORA),
     "patches": (replace(VIT, output="cls_patch"), LORA),
     "head": (replace(VIT, hidden=8), Adaptation()),
+    "levels": (replace(VIT, output="levels", hidden=8), Adaptation()),
     "ensemble": (replace(VIT, branches=("timm:test_vit", "timm:test_vit2"), normalise="unit"), LORA),
 }
 

@@ -258,6 +258,24 @@ def test_what_a_model_does_not_have_is_said(name: str, options: dict[str, Any], 
         build(name, **({"pretrained": not said.startswith(("ResNet", "no att"))} | options))
 
 
+@pytest.mark.parametrize("name", ["efficientnet-lite2", "timm:test_vit"])
+def test_levels_are_the_own_features_and_then_the_mean_of_what_each_stage_gives(name: str) -> None:
+    own, levels = (build(name, output=output, pretrained=name in MODELS) for output in (None, "levels"))
+    pixels = torch.randint(0, 256, (2, *own.pixels.shape), dtype=torch.uint8)
+    seen: list[Tensor] = []
+    backbone: Any = levels.module.backbone
+    for block in backbone._blocks if name in MODELS else backbone.blocks:
+        block.register_forward_hook(lambda _, __, output: seen.append(output))
+    features = features_of(levels, pixels)
+    means = [x.mean((2, 3)) if x.ndim == 4 else x[:, 1:].mean(1) for x in seen]
+    if name in MODELS:  # a stage of a CNN is many blocks of one width
+        means = [
+            x for x, after in zip(means, [*means[1:], None], strict=True) if after is None or x.shape != after.shape
+        ]
+    torch.testing.assert_close(features, torch.cat([features_of(own, pixels), *means], 1))
+    assert len(means) == (7 if name in MODELS else 6)
+
+
 def test_weights_that_no_hub_gives_are_an_error_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"weights of timm:test_vit could not be fetched: .*--checkpoint"):

@@ -272,7 +272,7 @@ def _perceptual(name: str, folder: Path, part: str) -> Subject:
         from training.perceptual.embedding import read_shape
         from training.perceptual.run import embedding, read_embedding
 
-        return read_embedding(folder) if not part else embedding(read_shape(shape))
+        return read_embedding(folder) if not part else embedding(read_shape(shape).start)
 
     files = [shape] if part else [shape, *(folder / f for f in ("weights.safetensors", HEAD) if (folder / f).is_file())]
     if not part and len(files) < 2:

@@ -175,6 +175,8 @@ class _Work:
     """Where photos and trials' images come from: pixels, or features of frozen branches that are computed once."""
 
     def __init__(self, recipe: JointRecipe, photos: Images, trials: Trials, out: Path, device: str) -> None:
+        if recipe.shape.output == "levels":
+            raise ValueError("levels are weighed for cosine distances, and triplets are judged by dot products.")
         self.computing, self.photos, self.trials = EmbedConfig(device=device), photos, trials
         self.name = "+".join(recipe.shape.branches)
         self.reported = np.unique(trials.of_split("test").index)

@@ -30,7 +30,7 @@ from training.models import build
 from training.perceptual.align import align, strength_folder, trials_digests
 from training.perceptual.bapps import read_bapps
 from training.perceptual.class_triplets import class_triplets
-from training.perceptual.embedding import SHAPE, Shape, read_shape, shaped
+from training.perceptual.embedding import SHAPE, Headed, Shape, read_shape, shaped
 from training.perceptual.figures import Scores, accuracy_figures, judgment_scores
 from training.perceptual.generated import GeneratorConfig, generate
 from training.perceptual.left_out import FILE as LEFT_OUT
@@ -179,7 +179,8 @@ def run_perceptual(
     encoder = embedding(recipe.shape, pretrained=recipe.pretrained, seed=recipe.seed)
     work = _Work(recipe, encoder, trials, out, EmbedConfig(device=device), features, graph)
     test = trials.of_split("test")
-    before = work.vectors(encoder, test, "before")
+    before = work.before(encoder, test)
+    work.balance(encoder, trials)
     align(encoder, recipe.shape, trials, work.load, recipe.training, out, device=device)
     after = work.vectors(encoder, test, "after")
     taught = sorted(set(trials.of_split("train").kind.tolist()))
@@ -208,7 +209,9 @@ def _earned_without(kind: str, recipe: PerceptualRecipe, trials: Trials, work: "
     encoder = embedding(recipe.shape, pretrained=recipe.pretrained, seed=recipe.seed)
     name = f"without-{kind}"
     device = work.computing.device
-    align(encoder, recipe.shape, without(trials, kind), work.load, recipe.training, work.out / name, device=device)
+    others = without(trials, kind)
+    work.balance(encoder, others)
+    align(encoder, recipe.shape, others, work.load, recipe.training, work.out / name, device=device)
     if place().rank == 0:
         (work.out / name / "checkpoint.pt").unlink(missing_ok=True)  # there are as many trainings as kinds
     test = trials.of_split("test")
@@ -257,7 +260,8 @@ class _Work:
             return
         if recipe.training.augment != "none":
             raise ValueError("a head is trained on features that are computed once; augment must be none.")
-        frozen = embedding(replace(recipe.shape, hidden=None), pretrained=recipe.pretrained, seed=recipe.seed)
+        assert isinstance(encoder.module, Headed)
+        frozen = replace(encoder, module=encoder.module.inner)
         name = "+".join(recipe.shape.branches)
         if graph is not None:
             frozen = through_bundle(graph, frozen, trials.images)
@@ -267,6 +271,18 @@ class _Work:
         features = extract(frozen, name, trials.images, folder, once)
         self.features = features
         self.load = lambda rows: torch.from_numpy(features[rows])
+
+    def before(self, encoder: Encoder, trials: Trials) -> NDArray[np.float32]:
+        """As `vectors`, of what the alignment is compared with."""
+        if self.features is not None and isinstance(encoder.module, Headed) and encoder.module.balance is not None:
+            return self.features[:, : encoder.module.balance.sizes[0]]
+        return self.vectors(encoder, trials, "before")
+
+    def balance(self, encoder: Encoder, trials: Trials) -> None:
+        """Standardise levels, where the encoder has them, as they are in these trials' training images."""
+        if self.features is not None and isinstance(encoder.module, Headed) and encoder.module.balance is not None:
+            rows = np.unique(trials.of_split("train").index)
+            encoder.module.balance.fit(torch.from_numpy(self.features[rows]))
 
     def vectors(self, encoder: Encoder, trials: Trials, name: str) -> NDArray[np.float32]:
         """Embeddings [n, d] of all images, those of other trials than these left zero."""

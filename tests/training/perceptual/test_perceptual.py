@@ -245,6 +245,51 @@ def test_a_head_starts_as_the_network_and_alone_is_trained() -> None:
     assert not headed.module.train().inner.training
 
 
+def test_levels_start_as_a_shadow_beside_the_own_embedding_and_their_weights_are_trained() -> None:
+    encoder = embedding(VIT, pretrained=False)
+    headed = shaped([encoder], replace(VIT, output="levels", hidden=8)).module
+    assert isinstance(headed, Headed) and headed.balance is not None
+    pixels = torch.randint(0, 256, (16, 3, SIDE, SIDE), dtype=torch.uint8)
+    raw = headed.inner(pixels)
+    headed.balance.fit(raw)
+    own, *levels = torch.split(headed(pixels), list(headed.balance.sizes), 1)
+    torch.testing.assert_close(own, torch.nn.functional.normalize(features_of(encoder, pixels), dim=1))
+    assert len(levels) == 6  # blocks of the tiny network
+    for level in levels:
+        torch.testing.assert_close(level.norm(dim=1), torch.full((16,), 0.05))
+    # Standardised before they were scaled: every value is positive as often as not.
+    assert ((torch.cat(levels, 1) > 0).float().mean() - 0.5).abs() < 0.1
+    trained = {name for name, p in headed.requires_grad_(True).named_parameters() if p.requires_grad}
+    assert "balance.log_weight" in trained and not any(name.startswith("inner") for name in trained)
+
+
+def test_levels_are_compared_with_the_network_itself_and_learn_what_it_does_not_show(
+    photos: Path, tmp_path: Path
+) -> None:
+    recipe = PerceptualRecipe(
+        name="tiny", description="nothing real", shape=replace(VIT, output="levels", hidden=8), pretrained=False,
+        generator=GeneratorConfig(longest=40, per_image=4, own_draw=True),
+        training=config_of(steps=30, learning_rate=0.1, head_rate=1e-5, adaptation=Adaptation(), margin=0.05),
+        bootstrap=50,
+    )  # fmt: skip
+    trials = read_trials(f"generated:{photos}", recipe.generator, 0)
+    figures = run_perceptual(recipe, trials, tmp_path)
+    own = run_perceptual(replace(recipe, shape=replace(VIT, hidden=8)), trials, tmp_path / "own")
+    assert figures["before"] == own["before"]
+    losses = [line["loss"] for line in lines(tmp_path / "validation.jsonl")]
+    assert min(losses) < losses[0]
+    again = read_student(embedding(VIT, pretrained=False), tmp_path / "weights.safetensors").module
+    assert isinstance(again, Headed) and again.balance is not None
+    assert (again.balance.log_weight.exp() - 0.05).abs().max() > 0.01 and (again.balance.std != 1).any()
+
+
+def test_levels_of_several_networks_or_without_a_head_are_refused() -> None:
+    with pytest.raises(ValueError, match="one frozen branch"):
+        replace(VIT, output="levels")
+    with pytest.raises(ValueError, match="one frozen branch"):
+        Shape(branches=("timm:test_vit", "timm:test_vit2"), output="levels", hidden=8)
+
+
 def test_a_recipe_with_a_head_runs_to_figures_and_is_not_run_twice(photos: Path, tmp_path: Path) -> None:
     recipe = PerceptualRecipe(
         name="tiny",
