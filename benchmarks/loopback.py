@@ -40,11 +40,14 @@ def request(path: str, body: bytes, media_type: str) -> bytes:
     return head.encode() + body
 
 
+def embed_json(photo: bytes) -> bytes:
+    """The bytes of a POST of one photo to /embed, as JSON."""
+    body = json.dumps({"images": [{"image": base64.b64encode(photo).decode()}]})
+    return request("/embed", body.encode(), "application/json")
+
+
 RAW = [request("/embed", photo, "image/jpeg") for photo in PHOTOS]
-JSON = [
-    request("/embed", json.dumps({"images": [{"image": base64.b64encode(p).decode()}]}).encode(), "application/json")
-    for p in PHOTOS
-]
+JSON = [embed_json(photo) for photo in PHOTOS]
 
 
 class Process:

@@ -38,6 +38,7 @@ from contract import triplets
 from contract.files import whole
 from training.encoders import Encoder
 from training.feeds import Step
+from training.probing import local_loss
 from training.processes import place, require_device
 from training.student_model import Adaptation, StudentModel, transformer_blocks
 
@@ -111,6 +112,9 @@ class DistillConfig(TrainConfig):
         regression: weight of the cosine regression of the teacher's vectors; 0 for none, as in the paper.
         regress: what is to point where the teacher's vector points: a `linear` map of the embedding, which is no part
             of it, or the `embedding` itself, which is then as long as the teacher's vector.
+        neighbours: weight of the neighbours that a photo has in the teacher, kept among the photos of a step as gLocal
+            keeps them (`training.probing.local_loss`); 0 for none, as in the paper.
+        neighbour_tau: temperature of their cosines.
     """
 
     loss: Loss = "kl"
@@ -118,10 +122,12 @@ class DistillConfig(TrainConfig):
     teacher_temperature: float = 1.0
     regression: float = 0.0
     regress: Literal["linear", "embedding"] = "linear"
+    neighbours: float = 0.0
+    neighbour_tau: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_positive("temperature", "teacher_temperature")
+        self._require_positive("temperature", "teacher_temperature", "neighbour_tau")
         if self.regress == "embedding" and self.adaptation.triplet_head is not None:
             raise ValueError("the embedding is regressed, but a triplet head is judged; choose one of them.")
 
@@ -214,6 +220,12 @@ class Distillation:
             distance = 1 - nn.functional.cosine_similarity(embedded[-1], targets).mean()
             metrics["regression"] = distance.item()
             loss = loss + config.regression * distance
+        if config.neighbours:
+            if self.teacher is None:
+                raise ValueError("neighbours need the teacher's vectors; labelled triplets hold similarities only.")
+            nearby = local_loss(self.teacher[rows].to(z.device), z, config.neighbour_tau)
+            metrics["neighbours"] = nearby.item()
+            loss = loss + config.neighbours * nearby
         return loss, metrics
 
 

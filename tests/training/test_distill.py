@@ -109,6 +109,14 @@ def test_jsd_stays_finite_where_a_probability_underflows() -> None:
     assert torch.isfinite(sims.grad).all()  # type: ignore[arg-type]
 
 
+def test_a_teachers_neighbours_are_kept_where_its_judgments_are_not_learned(tmp_path: Path) -> None:
+    """Cosines say what the judgments, softmaxes of dot products at a huge temperature, hardly teach."""
+    silent = {"temperature": 1e6, "regression": 0.0, "decay": 0.0, "steps": 60}
+    logs = [trained(tmp_path / f"{weight}", neighbours=weight, **silent)[1] for weight in (1e-9, 1.0)]
+    assert logs[1][-1]["neighbours"] < logs[0][-1]["neighbours"] - 0.05
+    assert logs[0][0]["neighbours"] == pytest.approx(logs[1][0]["neighbours"])
+
+
 def test_decay_pulls_towards_the_start_by_its_share() -> None:
     now, then = torch.tensor([4.0, 0.0]), torch.tensor([0.0, 2.0])
     decay_towards([now], [then], 0.25)

@@ -159,7 +159,7 @@ def run_perceptual(
         leave_out: train once more without each kind of trial, and judge each of these on the kind it has not seen.
         features: folder for features of frozen branches, by content: runs that differ in their head, or in what they
             do with the trials, compute them once. None keeps them in `out`.
-        graph: a bundle that computes these features, as BUNDLE or BUNDLE@SPACE (`base` if none is said), several times
+        graph: a bundle that computes these features, as BUNDLE or BUNDLE@SPACE (see `through_bundle`), several times
             faster on a CPU than torch does; it must give what the recipe's network gives.
 
     Returns:
@@ -307,7 +307,7 @@ def through_bundle(graph: str, network: Encoder, images: Images) -> Encoder:
     """A network as a bundle's graph computes it.
 
     Args:
-        graph: BUNDLE or BUNDLE@SPACE.
+        graph: BUNDLE or BUNDLE@SPACE; the space is the bundle's only one, or `base`, if none is said.
         network: that the graph is to agree with.
         images: the first few of which are embedded by both.
 
@@ -318,8 +318,9 @@ def through_bundle(graph: str, network: Encoder, images: Images) -> Encoder:
 
     folder, _, space = graph.partition("@") if not Path(graph).is_dir() else (graph, "", "")
     bundle = read_bundle(Path(folder))
-    if (space := space or "base") not in bundle.manifest.spaces:
-        raise ValueError(f"{folder} has the spaces {sorted(bundle.manifest.spaces)}; there is no {space!r}.")
+    spaces = sorted(bundle.manifest.spaces)
+    if (space := space or (spaces[0] if len(spaces) == 1 else "base")) not in spaces:
+        raise ValueError(f"{folder} has the spaces {spaces}; there is no {space!r}.")
     encoder = bundle_encoder(bundle, space)
     if encoder.size != network.size or encoder.pixels.shape != network.pixels.shape:
         raise ValueError(
