@@ -27,6 +27,7 @@ from training.evaluation.result import NotHere, Plot, Result, Setting
 from training.evaluation.subjects import Subject
 from training.evaluation.transfer import hit_rows
 from training.images import Images, load_image, read_folder
+from training.levels import Levels
 from training.perceptual.embedding import Ensemble, Headed
 
 Task = Literal["segmentation", "depth"]
@@ -99,6 +100,8 @@ def _towers(module: nn.Module) -> list[Any]:
     """The networks with their normalisation; a head is left out, since it reads no patches."""
     if isinstance(module, Headed):
         return _towers(module.inner)
+    if isinstance(module, Levels):
+        return _towers(module.module)
     if isinstance(module, Ensemble):
         return [tower for branch in module.branches for tower in _towers(branch)]
     inner = getattr(module, "features", module)  # of a readout

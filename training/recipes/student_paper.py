@@ -3,7 +3,7 @@
 Command   python -m training run student_paper --data ../shared/data --out runs/student_paper --teacher runs/starter
               --compile
 Hardware  2 CPU cores, 8 GB
-Source    Muttenthaler et al. 2025, equation 4 and Methods; the views and the frozen blocks are ours, and 150 steps of 42
+Source    Muttenthaler et al. 2025, equation 4 and Methods; views and frozen blocks are ours, and 150 steps of 42
           triplets are 6,300 where the paper has ten million
 """
 

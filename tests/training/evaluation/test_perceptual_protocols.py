@@ -17,6 +17,7 @@ from training.evaluation.rag import UNCLEAR, class_of, nearest, vote
 from training.evaluation.result import Constants, NotHere
 from training.evaluation.subjects import Subject, read_subject
 from training.evaluation.suites import evaluate
+from training.levels import Levels
 from training.perceptual.embedding import Ensemble, Headed
 
 
@@ -108,6 +109,8 @@ def test_tokens_are_those_of_the_network_branch_by_branch_and_a_head_reads_none(
     torch.testing.assert_close(double[:, :12], tokens)
     headed = Encoder(Headed(one.module, 12, 4), one.pixels, 12, one.base_model)
     torch.testing.assert_close(dense.patch_tokens(headed, images), tokens)
+    levels = Encoder(Levels(one.module, (12, 12)), one.pixels, 24, one.base_model)
+    torch.testing.assert_close(dense.patch_tokens(levels, images), tokens)
 
 
 class _Noise:
