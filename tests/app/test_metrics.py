@@ -3,6 +3,7 @@
 import re
 import secrets
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -117,6 +118,19 @@ def test_many_values_at_once_count_as_prometheus_counts_one(first: list[float], 
     lines = [[line for line in generate_latest(r).decode().splitlines() if "_sum" not in line] for r in (ours, theirs)]
     assert lines[0] == [line for line in lines[1] if "_created" not in line]
     assert ours.get_sample_value("x_sum") == pytest.approx(theirs.get_sample_value("x_sum"))
+
+
+def test_values_of_many_threads_are_counted_once_each_whether_one_by_one_or_together() -> None:
+    values = [0.0, 0.5, 1.0, 7.0] * 750
+    spreads = [Spread("x", "x", (0.5, 1.0), registry=CollectorRegistry()) for _ in range(2)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            pool.submit(lambda: [spreads[0].observe(value) for value in values])
+            pool.submit(spreads[1].observe, values)
+        for _ in range(5):  # scrapes that come between
+            pool.submit(lambda: list(spreads[0].collect()))
+    found = [{s.labels.get("le", s.name): s.value for s in next(iter(spread.collect())).samples} for spread in spreads]
+    assert found[0] == found[1] and found[0]["+Inf"] == 12_000 and found[0]["0.5"] == 6_000
 
 
 def test_the_length_of_a_vector_is_counted_against_the_golden_ones() -> None:
