@@ -10,7 +10,7 @@ that no training of that run has seen one:
 - instances/views: each query is a photo changed by three kinds of distortion, the gallery holds the photos of its class
   and of all others as they are; an item is one photo
 - counting/pasted: photos with 3 to 11 copies of an object, cut out of another photo; half to learn from
-- two-alternative/reported: new trials on these photos, with settings that `--gap` and `--own-draw` name
+- two-alternative/reported: new trials on these photos, with settings that `--gap`, `--own-draw` and `--per-image` name
 
 What is drawn depends on the seed alone.
 """
@@ -50,9 +50,15 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=given.longest)
     parser.add_argument("--gap", type=float, nargs=2, default=given.gap, help="of the two-alternative trials")
     parser.add_argument("--own-draw", action="store_true", help="of the two-alternative trials")
+    parser.add_argument("--per-image", type=int, default=given.per_image, help="two-alternative trials of a photo")
     args = parser.parse_args()
     config = GeneratorConfig(
-        shares=tuple(args.shares), seed=args.seed, longest=args.longest, gap=tuple(args.gap), own_draw=args.own_draw
+        shares=tuple(args.shares),
+        seed=args.seed,
+        longest=args.longest,
+        gap=tuple(args.gap),
+        own_draw=args.own_draw,
+        per_image=args.per_image,
     )
     photos = reported_photos(args.data, config, args.dataset)
     print(f"{len(photos)} photos that are reported")
