@@ -6,7 +6,7 @@ between two runs are paired: the same splits, photos, concepts and triplets.
 
 import json
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,25 @@ class StudentRun:
         return [json.loads(line) for line in (self.folder / f"split-{seed}/log.jsonl").read_text().splitlines()]
 
 
+def _filled(recipe: Any, stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored recipe, or a part of one, with the fields it has gained since, which have their defaults there."""
+    out = dict(stored)
+    for field in fields(recipe):
+        if field.name not in out and field.default is not MISSING:
+            out[field.name] = json.loads(json.dumps(field.default))
+        elif is_dataclass(own := getattr(recipe, field.name)) and isinstance(out.get(field.name), dict):
+            out[field.name] = _filled(own, out[field.name])
+    return out
+
+
 def read_run(folder: Path, data_folder: Path) -> StudentRun:
     """A complete run of a student. Raises ValueError when it is incomplete, or is of another recipe or data."""
     if not (folder / "figures.json").is_file():
         raise ValueError(f"{folder} holds no complete run of a student; finish it with `python -m training run`.")
     stored = json.loads((folder / "recipe.json").read_text())
     require_inputs(data_folder, stored["inputs"])
-    # A field that a recipe has gained since the run was made has its default there.
-    defaults = {field.name: field.default for field in fields(StudentRecipe) if field.default is not MISSING}
     for recipe in recipes_of(StudentRecipe).values():
-        if json.loads(json.dumps(asdict(recipe))) == json.loads(json.dumps(defaults)) | stored.get("student", {}):
+        if json.loads(json.dumps(asdict(recipe))) == _filled(recipe, stored.get("student", {})):
             return StudentRun(folder, recipe, json.loads((folder / "figures.json").read_text()))
     name = stored.get("student", {}).get("name")
     raise ValueError(f"{folder} was made by a recipe {name!r} that training/recipes/ does not hold in this state.")

@@ -1,5 +1,6 @@
 """The page of results: only what runs hold, the same bytes for the same runs."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +53,20 @@ def test_a_run_differs_from_itself_by_nothing_and_two_are_paired_on_common_split
         assert estimate["value"] == estimate["low"] == estimate["high"] == 0
     forth, back = compare(main, other, data), compare(other, main, data)
     assert all(forth[name]["value"] == pytest.approx(-back[name]["value"], abs=0.02) for name in forth)
+
+
+def test_a_run_from_before_a_field_was_there_is_its_recipes_run_while_the_default_holds(
+    runs: tuple[list[Path], Path],
+) -> None:
+    file = runs[0][0] / "recipe.json"
+    stored = json.loads(file.read_text())
+    del stored["student"]["distill"]["neighbours"]
+    file.write_text(json.dumps(stored))
+    assert read_run(runs[0][0], runs[1]).recipe == RECIPE
+    stored["student"]["distill"]["temperature"] = 7.5
+    file.write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="does not hold in this state"):
+        read_run(runs[0][0], runs[1])
 
 
 def test_what_is_no_complete_run_of_a_known_recipe_is_refused(
