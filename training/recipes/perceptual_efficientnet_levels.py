@@ -6,8 +6,8 @@ Command   python -m export bundle efficientnet-lite2 --output levels --images PH
 Hardware  1 CPU core of two threads, shared, 4 GB: 30 to 70 images a second for the features of 27,500 images, then ten
           seconds a training, seven of them
 Result    2 draws of 2,074 photos not seen, two-alternative accuracy .906 before; +.040 [.035, .046] on kinds not seen,
-          +.045 and +.042 on photos not seen, over the network's own embedding (stages of equal weight, untrained, may do
-          as well: docs/log.md); Caltech-101 1-NN -.273 [-.325, -.227]
+          +.045 and +.042 on photos not seen, over the network's own embedding (stages of equal weight, untrained, may
+          do as well: docs/log.md); Caltech-101 1-NN -.273 [-.325, -.227]
 Source    weights of levels as in LPIPS (Zhang et al. 2018), DreamSim's residual head; rates, steps and which levels
           from training and validation photos of another draw (docs/log.md)
 """
