@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from training.images import read_manifest
 from training.perceptual.class_triplets import split_images
-from training.perceptual.distortions import COUNTS, DISTORTIONS, PASTED, pasted
+from training.perceptual.distortions import COUNTS, DISTORTIONS, KINDS, PASTED, pasted
 from training.perceptual.generated import GeneratorConfig
 from training.stage import write_json
 from training.tables import read_rows
@@ -108,7 +108,7 @@ def write_views(photos: list[dict[str, str]], out: Path, n: int, config: Generat
 
 def view(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """The image after `CHANGES` kinds of distortion of more than half their strength."""
-    for kind in rng.permutation(sorted(DISTORTIONS))[:CHANGES]:
+    for kind in rng.permutation(sorted(set(KINDS) - {"count"}))[:CHANGES]:
         image = DISTORTIONS[str(kind)](image, float(rng.uniform(0.5, 0.9)), rng)
     return image
 

@@ -86,7 +86,7 @@ def do(args: argparse.Namespace) -> None:
 
 
 def print_columns(figures: dict[str, Any]) -> None:
-    """Accuracy before, after, and the difference, a line for each group of trials."""
-    for column in ("before", "after", "after - before"):
-        for group, e in figures[column].items():
-            print(f"{column:16} {group:24} {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}], n={e['n']}")
+    """Accuracy before, after, and the differences, a line for each group of trials."""
+    for column in ("before", "untrained", "after", "after - before", "after - untrained"):
+        for group, e in figures.get(column, {}).items():
+            print(f"{column:18} {group:24} {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}], n={e['n']}")

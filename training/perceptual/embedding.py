@@ -8,7 +8,6 @@ holds for kinds of difference that training has not seen, where a head of a mill
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -85,7 +84,8 @@ class Ensemble(nn.Module):
 class Balance(nn.Module):
     """Own features and levels, each of unit length, the levels standardised first and weighed.
 
-    Each weight starts at a twentieth, so that the own features decide but where they say next to nothing.
+    All weights start at one: what there is to see counts as much as the network's own embedding. That alone is worth
+    much of what training gives, so a run reports it too, as `untrained`.
 
     Args:
         sizes: of the parts, own features first.
@@ -99,7 +99,7 @@ class Balance(nn.Module):
         self.sizes = tuple(sizes)
         self.register_buffer("mean", torch.zeros(sum(self.sizes[1:])))
         self.register_buffer("std", torch.ones(sum(self.sizes[1:])))
-        self.log_weight = nn.Parameter(torch.full((len(self.sizes) - 1,), math.log(0.05)))
+        self.log_weight = nn.Parameter(torch.zeros(len(self.sizes) - 1))
 
     def fit(self, features: Tensor) -> None:
         """Take mean and deviation of the levels from features [n, sum of sizes] of training images."""

@@ -37,12 +37,25 @@ def accuracy(score: Scores, unit: NDArray[np.int64], *, repetitions: int, seed: 
     return over_items(len(count), lambda rows: float(total[rows].sum() / count[rows].sum()), repetitions, seed)
 
 
+def columns(before: Scores, after: Scores, untrained: Scores | None) -> dict[str, Scores]:
+    """What is reported of each judgment: what it earns, and the paired differences.
+
+    Args:
+        before: earned by what the alignment is compared with.
+        after: earned after training.
+        untrained: earned before the first step, where that is not `before`: what is looked at, without what is learned.
+    """
+    start = {} if untrained is None else {"untrained": untrained, "after - untrained": after - untrained}
+    return {"before": before, "after": after, "after - before": after - before, **start}
+
+
 def accuracy_figures(
     trials: Trials,
     before: NDArray[np.float32],
     after: NDArray[np.float32],
     taught: Sequence[str],
     *,
+    untrained: NDArray[np.float32] | None = None,
     repetitions: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -50,14 +63,16 @@ def accuracy_figures(
 
     Args:
         trials: that are reported, none of them trained on.
-        before: [n, d] embeddings of all images before training.
-        after: [n, d] after it.
+        before: [n, d] embeddings of all images, of what the alignment is compared with.
+        after: [n, d] after training.
         taught: kinds that training saw.
+        untrained: [n, d] before the first step, where that is not `before`.
         repetitions: bootstrap samples.
         seed: of the samples.
 
     Returns:
-        {"before", "after", "after - before": {group: estimate}, "rule": how trials are scored, "trials": their number}
+        {column: {group: estimate}} for the columns of `columns`, and "rule": how trials are scored, "trials": their
+        number.
     """
     _, first = np.unique(trials.judgment, return_index=True)
     kind, unit = trials.kind[first], trials.unit[first]
@@ -68,13 +83,13 @@ def accuracy_figures(
     if len(names := np.unique(kind)) > 1:
         groups |= {str(name): kind == name for name in names}
     groups = {name: inside for name, inside in groups.items() if inside.any()}
-    own = [judgment_scores(trials, vectors) for vectors in (before, after)]
-    columns = {"before": own[0], "after": own[1], "after - before": own[1] - own[0]}
+    start = None if untrained is None else judgment_scores(trials, untrained)
+    earned = columns(judgment_scores(trials, before), judgment_scores(trials, after), start)
     figures: dict[str, Any] = {
         column: {
             group: asdict(accuracy(score[inside], unit[inside], repetitions=repetitions, seed=seed))
             for group, inside in groups.items()
         }
-        for column, score in columns.items()
+        for column, score in earned.items()
     }
     return figures | {"rule": trials.rule, "trials": len(trials), "distance": "1 - cosine"}

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from training.images import Images
 from training.perceptual.class_triplets import SHARES, split_images
-from training.perceptual.distortions import COUNTS, DISTORTIONS, KINDS, pasted
+from training.perceptual.distortions import COUNTS, DISTORTIONS, KINDS, RELATED, pasted
 from training.perceptual.trials import SPLITS, Trials
 
 PARTS = ("reference", "left", "right")
@@ -48,8 +48,8 @@ class GeneratorConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if unknown := sorted({*self.kinds, *self.held_out} - set(KINDS)):
-            raise ValueError(f"no kinds of distortion {unknown}; there are {', '.join(KINDS)}.")
+        if unknown := sorted({*self.kinds, *self.held_out} - {*KINDS, *RELATED}):
+            raise ValueError(f"no kinds of distortion {unknown}; there are {', '.join((*KINDS, *RELATED))}.")
         if not set(self.kinds) - set(self.held_out):
             raise ValueError(f"all kinds {self.kinds} are held out; there is none to train on.")
         if len(self.gap) != 2 or not 0 < self.gap[0] <= self.gap[1] < 0.9:

@@ -1,10 +1,11 @@
-"""Every kind of trial held out once: as many trainings as there are kinds, each judged on the kind it has not seen.
+"""Every kind of trial held out once: a training without each, judged on the kind that it has not seen.
 
 One kind that is held out says what is learned beyond the others for that kind alone, and has few trials. Here every
-reported trial is judged by a training that has not seen its kind, so that all of them are together one figure.
+reported trial is judged by a training that has not seen its kind, so that all of them are together one figure. A
+training that has seen rotations has seen something of warps: related kinds of distortion are held out together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.files import whole
-from training.perceptual.figures import Scores, accuracy
+from training.images import digest_of
+from training.perceptual.distortions import RELATED
+from training.perceptual.figures import Scores, accuracy, columns
+from training.perceptual.generated import Distorted
 from training.perceptual.trials import Trials
 from training.stage import read_npz
 
@@ -24,26 +28,33 @@ HELD_OUT = "kinds held out"
 TAUGHT = "kinds that training saw"
 
 
+def related(kind: NDArray[np.str_]) -> NDArray[np.str_]:
+    """What each of some kinds [j] is held out as: the kind of distortion that it is related to, or itself."""
+    return np.array([RELATED.get(name, name) for name in kind.tolist()], np.str_)
+
+
 def kinds_to_leave_out(trials: Trials) -> list[str]:
-    """The kinds of the reported trials, by name.
+    """The kinds of the reported trials, by name, those that are related as one.
 
     Raises:
-        ValueError: fewer than two kinds, or one that is not in every split, which could not be held out in turn.
+        ValueError: fewer than two, or a kind that is not in every split, which could not be held out in turn.
     """
     kinds = sorted(set(trials.of_split("test").kind.tolist()))
-    if len(kinds) < 2:
-        raise ValueError(f"{trials.source} has the one kind {kinds[0]!r}; leaving it out leaves nothing to learn from.")
+    groups = sorted(set(related(np.array(kinds)).tolist()))
+    if len(groups) < 2:
+        detail = f"the one kind {kinds[0]!r}" if len(kinds) == 1 else f"the related kinds {', '.join(kinds)}"
+        raise ValueError(f"{trials.source} has {detail}; leaving it out leaves nothing to learn from.")
     for split in ("train", "val"):
         if absent := sorted(set(kinds) - set(trials.of_split(split).kind.tolist())):
             raise ValueError(
                 f"{trials.source}: the split {split!r} has no trial of {absent}; expected every kind in it."
             )
-    return kinds
+    return groups
 
 
 def without(trials: Trials, kind: str) -> Trials:
-    """The trials that a training without one kind may see: the kind's own are reported and nothing else."""
-    return trials.take((trials.kind != kind) | (trials.split == "test"))
+    """The trials that a training without a kind may see: its own and those of related kinds are reported alone."""
+    return trials.take((related(trials.kind) != kind) | (trials.split == "test"))
 
 
 @dataclass(frozen=True)
@@ -51,35 +62,42 @@ class LeftOut:
     """What each reported judgment earned, [j] each, in order of its number.
 
     Attributes:
-        kind: of the judgment.
+        images: digest of those that units are rows of.
+        kind: of the judgment, itself.
         unit: what a new experiment would draw anew, see `Trials`.
-        before: earned before training.
-        unseen: earned after the training that has not seen the judgment's kind.
+        before: earned by what the alignment is compared with.
+        untrained: earned before the first step of the training that has not seen the judgment's kind.
+        unseen: earned after it.
         seen: mean over the trainings that have seen it.
     """
 
+    images: str
     kind: NDArray[np.str_]
     unit: NDArray[np.int64]
     before: Scores
+    untrained: Scores
     unseen: Scores
     seen: Scores
 
     @classmethod
-    def of(cls, trials: Trials, before: Scores, after: Mapping[str, Scores]) -> Self:
+    def of(cls, trials: Trials, before: Scores, trainings: Mapping[str, tuple[Scores, Scores]]) -> Self:
         """Of the trials that are reported, none of them trained on.
 
         Args:
             trials: the reported ones.
-            before: what each judgment earns before training, of `judgment_scores`.
-            after: the same after the training without each kind.
+            before: what each judgment earns, of `judgment_scores`, by what the alignment is compared with.
+            trainings: the same before the first step of the training without each kind, and after the last.
         """
         _, first = np.unique(trials.judgment, return_index=True)
         kind, unit = trials.kind[first], trials.unit[first]
-        unseen, seen = np.zeros_like(before), np.zeros_like(before)
-        for name, score in after.items():
-            unseen[kind == name] = score[kind == name]
-            seen[kind != name] += score[kind != name] / (len(after) - 1)
-        return cls(kind, unit, before, unseen, seen)
+        group = related(kind)
+        untrained, unseen, seen = (np.zeros_like(before) for _ in range(3))
+        for name, (start, after) in trainings.items():
+            own = group == name
+            untrained[own], unseen[own] = start[own], after[own]
+            seen[~own] += after[~own] / (len(trainings) - 1)
+        drawn = trials.images.images if isinstance(trials.images, Distorted) else trials.images
+        return cls(digest_of(drawn), kind, unit, before, untrained, unseen, seen)
 
     def write(self, file: Path) -> None:
         """Write an npz, whole or not at all."""
@@ -91,14 +109,25 @@ class LeftOut:
         """Read what `write` wrote. Raises ValueError naming the file where it is something else."""
         found = read_npz(file)
         names = [field.name for field in fields(cls)]
-        if set(found) != set(names) or len({array.shape for array in found.values()}) != 1:
-            raise ValueError(f"{file} holds {sorted(found)}; expected {', '.join(names)}, as long as each other.")
-        return cls(**found)
+        if set(found) != set(names) or len({found[name].shape for name in names[1:]}) != 1:
+            raise ValueError(f"{file} holds {sorted(found)}; expected {', '.join(names)}, all but the first as long.")
+        return cls(str(found["images"]), *(found[name] for name in names[1:]))
 
 
-def pooled(runs: Sequence[LeftOut]) -> LeftOut:
-    """The judgments of several runs as one experiment. A unit that several runs reported on stays one unit."""
-    return LeftOut(*(np.concatenate([getattr(run, field.name) for run in runs]) for field in fields(LeftOut)))
+def pooled(runs: Mapping[str, LeftOut]) -> LeftOut:
+    """The judgments of several runs as one experiment. A unit that several runs reported on stays one unit.
+
+    Args:
+        runs: by the names that an error calls them.
+
+    Raises:
+        ValueError: a run over other images than the first: its units are others, whatever their numbers.
+    """
+    (first, one), *_ = runs.items()
+    if others := [name for name, run in runs.items() if run.images != one.images]:
+        raise ValueError(f"{', '.join(others)}: over other images than {first}; pool runs over the same images.")
+    arrays = (field.name for field in fields(LeftOut) if field.name != "images")
+    return LeftOut(one.images, *(np.concatenate([getattr(run, name) for run in runs.values()]) for name in arrays))
 
 
 def left_out_figures(earned: LeftOut, *, repetitions: int, seed: int) -> dict[str, Any]:
@@ -110,15 +139,16 @@ def left_out_figures(earned: LeftOut, *, repetitions: int, seed: int) -> dict[st
         seed: of the samples.
 
     Returns:
-        {"before", "after", "after - before": {group: estimate}}.
+        {column: {group: estimate}} for the columns of `training.perceptual.figures.columns`.
     """
     everything = np.ones(len(earned.kind), bool)
     groups = {HELD_OUT: (everything, earned.unseen)}
     groups |= {str(name): (earned.kind == name, earned.unseen) for name in np.unique(earned.kind)}
     groups |= {TAUGHT: (everything, earned.seen)}
-    out: dict[str, Any] = {"before": {}, "after": {}, "after - before": {}}
+    untrained = None if np.array_equal(earned.before, earned.untrained) else earned.untrained
+    out: dict[str, Any] = {}
     for group, (inside, score) in groups.items():
-        for column, own in (("before", earned.before), ("after", score), ("after - before", score - earned.before)):
+        for column, own in columns(earned.before, score, untrained).items():
             found = accuracy(own[inside], earned.unit[inside], repetitions=repetitions, seed=seed)
-            out[column][group] = asdict(found)
+            out.setdefault(column, {})[group] = asdict(found)
     return out

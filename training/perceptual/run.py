@@ -8,7 +8,7 @@ OUT/after/          the same embeddings after training
 OUT/strength-STEP/  weights after so many steps, where they were asked for, and their embeddings
 OUT/without-KIND/   where every kind is left out in turn: a training that has not seen it, as OUT itself has
 OUT/figures.json    two-alternative accuracy before, after, and their paired difference; the same by strength, and of
-                    kinds left out
+                    kinds left out; `untrained` too, where levels are looked at before anything is learned
 """
 
 import hashlib
@@ -181,10 +181,13 @@ def run_perceptual(
     test = trials.of_split("test")
     before = work.before(encoder, test)
     work.balance(encoder, trials)
+    untrained = None if recipe.shape.start == recipe.shape else work.vectors(encoder, test, "untrained")
     align(encoder, recipe.shape, trials, work.load, recipe.training, out, device=device)
     after = work.vectors(encoder, test, "after")
     taught = sorted(set(trials.of_split("train").kind.tolist()))
-    figures = accuracy_figures(test, before, after, taught, repetitions=recipe.bootstrap, seed=recipe.seed)
+    figures = accuracy_figures(
+        test, before, after, taught, untrained=untrained, repetitions=recipe.bootstrap, seed=recipe.seed
+    )
     figures["strength"] = {}
     for step in recipe.training.strengths:
         if (folder := strength_folder(out, step)).is_dir():  # early stopping may have come first
@@ -193,9 +196,8 @@ def run_perceptual(
             columns = accuracy_figures(test, before, then, taught, repetitions=recipe.bootstrap, seed=recipe.seed)
             figures["strength"][str(step)] = {name: columns[name] for name in ("after", "after - before")}
     if kinds:
-        earned = {kind: _earned_without(kind, recipe, trials, work) for kind in kinds}
         start = judgment_scores(test, before)
-        left = LeftOut.of(test, start, earned)
+        left = LeftOut.of(test, start, {kind: _earned_without(kind, recipe, trials, work, start) for kind in kinds})
         figures["left out"] = left_out_figures(left, repetitions=recipe.bootstrap, seed=recipe.seed)
         if place().rank == 0:
             left.write(out / LEFT_OUT)
@@ -204,18 +206,21 @@ def run_perceptual(
     return figures
 
 
-def _earned_without(kind: str, recipe: PerceptualRecipe, trials: Trials, work: "_Work") -> Scores:
-    """What the reported judgments earn after a training that sees no trial of one kind."""
+def _earned_without(
+    kind: str, recipe: PerceptualRecipe, trials: Trials, work: "_Work", before: Scores
+) -> tuple[Scores, Scores]:
+    """What the reported judgments earn before the first step of a training without one kind, and after the last."""
     encoder = embedding(recipe.shape, pretrained=recipe.pretrained, seed=recipe.seed)
     name = f"without-{kind}"
     device = work.computing.device
-    others = without(trials, kind)
+    others, test = without(trials, kind), trials.of_split("test")
     work.balance(encoder, others)
+    if recipe.shape.start != recipe.shape:
+        before = judgment_scores(test, work.vectors(encoder, test, f"{name}/untrained"))
     align(encoder, recipe.shape, others, work.load, recipe.training, work.out / name, device=device)
     if place().rank == 0:
         (work.out / name / "checkpoint.pt").unlink(missing_ok=True)  # there are as many trainings as kinds
-    test = trials.of_split("test")
-    return judgment_scores(test, work.vectors(encoder, test, f"{name}/after"))
+    return before, judgment_scores(test, work.vectors(encoder, test, f"{name}/after"))
 
 
 def embedding(shape: Shape, *, pretrained: bool = True, seed: int = 0) -> Encoder:

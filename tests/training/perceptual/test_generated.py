@@ -10,7 +10,7 @@ from PIL import Image
 
 from contract.pixels import PixelSpec
 from training.images import digest_of, load_image, open_images
-from training.perceptual.distortions import COUNTS, DISTORTIONS, KINDS, PASTED, pasted
+from training.perceptual.distortions import COUNTS, DISTORTIONS, KINDS, PASTED, RELATED, pasted
 from training.perceptual.generated import Distorted, GeneratorConfig, generate
 from training.perceptual.trials import Trials
 
@@ -20,6 +20,12 @@ def photo(seed: int) -> Image.Image:
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((96, 72), Image.Resampling.BICUBIC)
     return Image.fromarray(np.clip(np.asarray(coarse) + rng.normal(0, 6, (72, 96, 3)), 0, 255).astype(np.uint8))
+
+
+def slope() -> Image.Image:
+    """Red grows from left to right, green from top to bottom."""
+    down, across = np.mgrid[:72, :96]
+    return Image.fromarray(np.stack([2 * across, 3 * down, 0 * down], -1).astype(np.uint8))
 
 
 @pytest.fixture
@@ -35,7 +41,8 @@ def trials_of(folder: Path, **changes: object) -> Trials:
 
 @pytest.mark.parametrize("kind", sorted(DISTORTIONS))
 def test_more_strength_is_farther_from_the_original(kind: str) -> None:
-    image = photo(3)
+    # What lies where can be told in a slope alone: in a photo, pixels are soon as far from theirs as they can be.
+    image = slope() if kind in ("shift", "rotation") else photo(3)
     original = np.asarray(image, float)
     away = []
     for strength in np.linspace(0.05, 1.0, 6):
@@ -46,6 +53,16 @@ def test_more_strength_is_farther_from_the_original(kind: str) -> None:
         assert areas == sorted(areas, reverse=True) and 0.1 < areas[-1] / np.prod(image.size) < 0.2
     else:
         assert away == sorted(away) and away[-1] > 1.5 * away[0]
+
+
+def test_every_kind_has_relatives_among_the_six_and_a_weaker_occlusion_lies_inside_a_stronger() -> None:
+    assert {*KINDS, *RELATED} - set(DISTORTIONS) == {"count"} and set(RELATED.values()) <= set(KINDS)
+    plain = Image.new("RGB", (60, 40), "white")
+    hidden = [
+        (np.asarray(DISTORTIONS["occlusion"](plain, s, np.random.default_rng(2))) != 255).any(-1) for s in (0.2, 0.6, 1)
+    ]
+    assert [round(part.mean(), 1) for part in hidden] == [0.1, 0.4, 0.6]
+    assert all((more | less == more).all() for less, more in pairwise(hidden))
 
 
 def test_the_count_grows_with_strength_and_the_weaker_objects_are_among_the_stronger() -> None:

@@ -52,28 +52,41 @@ def test_a_kind_is_judged_by_the_training_without_it_and_the_taught_ones_by_the_
         "blur": knowing(trials, ("crop", "colour")),
         "colour": knowing(trials, ("crop", "blur")),
     }
-    figures = left_out_figures(LeftOut.of(trials, knowing(trials, ()), after), repetitions=20, seed=0)
+    before = knowing(trials, ())
+    trainings = {kind: (knowing(trials, ("blur",)), score) for kind, score in after.items()}
+    figures = left_out_figures(LeftOut.of(trials, before, trainings), repetitions=20, seed=0)
     assert {name: figures["after"][name]["value"] for name in after} == {"crop": 1.0, "blur": 0.0, "colour": 0.0}
     crops = (trials.kind == "crop").mean()
     assert figures["after - before"]["kinds held out"]["value"] == pytest.approx(crops)
     # Crops: both others are right. Blur: one of two. Colour: one of two.
     assert figures["after"]["kinds that training saw"]["value"] == pytest.approx(crops + (1 - crops) / 2)
     assert figures["before"]["kinds held out"]["value"] == 0.0
+    # What needs no training is told apart from what training gives.
+    assert {name: figures["untrained"][name]["value"] for name in after} == {"crop": 0.0, "blur": 1.0, "colour": 0.0}
+    assert figures["after - untrained"]["blur"]["value"] == -1.0
+    same = LeftOut.of(trials, before, {kind: (before, score) for kind, score in after.items()})
+    assert set(left_out_figures(same, repetitions=20, seed=0)) == {"before", "after", "after - before"}
 
 
 def test_runs_are_pooled_by_judgment_and_an_image_that_both_reported_on_is_drawn_whole(tmp_path: Path) -> None:
     def run(unit: list[int], unseen: list[float]) -> LeftOut:
         n = len(unit)
-        return LeftOut(np.array(["crop"] * n), np.array(unit), np.zeros(n), np.array(unseen), np.ones(n))
+        return LeftOut(
+            "photos", np.array(["crop"] * n), np.array(unit), np.zeros(n), np.zeros(n), np.array(unseen), np.ones(n)
+        )
 
     one, two = run([0, 1, 2], [1.0, 0.0, 0.0]), run([0], [1.0])
     one.write(tmp_path / "left-out.npz")
-    figures = left_out_figures(pooled([LeftOut.read(tmp_path / "left-out.npz"), two]), repetitions=20, seed=0)
+    figures = left_out_figures(
+        pooled({"one": LeftOut.read(tmp_path / "left-out.npz"), "two": two}), repetitions=20, seed=0
+    )
     assert figures["after"]["kinds held out"]["value"] == 0.5
     assert figures["after"]["crop"]["n"] == 3  # photos, not judgments
     np.savez(tmp_path / "other.npz", kind=one.kind)
-    with pytest.raises(ValueError, match=r"other.npz holds \['kind'\]; expected kind, unit, before"):
+    with pytest.raises(ValueError, match=r"other.npz holds \['kind'\]; expected images, kind, unit, before, untrained"):
         LeftOut.read(tmp_path / "other.npz")
+    with pytest.raises(ValueError, match="third: over other images than one; pool runs over the same"):
+        pooled({"one": one, "two": two, "third": replace(two, images="others")})
 
 
 def test_a_training_without_a_kind_sees_none_of_it_and_all_of_it_is_reported(photos: Path) -> None:
@@ -85,10 +98,22 @@ def test_a_training_without_a_kind_sees_none_of_it_and_all_of_it_is_reported(pho
     assert len(left.of_split("train")) == (trials.of_split("train").kind != "blur").sum()
 
 
+def test_related_kinds_are_held_out_together_and_judged_as_what_they_are(photos: Path) -> None:
+    trials = trials_of(photos, kinds=("crop", "shift", "blur"), per_image=20)
+    assert kinds_to_leave_out(trials) == ["blur", "crop"]
+    assert set(without(trials, "crop").of_split("train").kind.tolist()) == {"blur"}
+    test = trials.of_split("test")
+    nothing = knowing(test, ())
+    trainings = {"crop": (nothing, knowing(test, ("shift",))), "blur": (nothing, knowing(test, ("crop",)))}
+    after = left_out_figures(LeftOut.of(test, nothing, trainings), repetitions=20, seed=0)["after"]
+    assert {name: after[name]["value"] for name in ("crop", "shift", "blur")} == {"crop": 0, "shift": 1, "blur": 0}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"kinds": ("crop",)}, "has the one kind 'crop'"),
+        ({"kinds": ("crop", "shift")}, "has the related kinds crop, shift; leaving it out"),
         ({"held_out": ("blur",)}, r"the split 'train' has no trial of \['blur'\]; expected every kind"),
     ],
 )
@@ -109,7 +134,7 @@ def test_the_command_leaves_each_kind_out_and_computes_shared_features_once(
     assert set(figures["left out"]["after"]) == {"kinds held out", "kinds that training saw", "crop", "blur"}
     main(["left-out", str(tmp_path / "one"), "--bootstrap", "1000"])
     of = figures["left out"]["after"]["kinds held out"]
-    assert f"after            kinds held out           {of['value']:.3f} [{of['low']:.3f}" in capsys.readouterr().out
+    assert f"after              kinds held out           {of['value']:.3f} [{of['low']:.3f}" in capsys.readouterr().out
     for folder in ("one", "one/without-crop", "one/without-blur"):
         assert (tmp_path / folder / "weights.safetensors").is_file()
     monkeypatch.setattr("training.embed._compute", None)  # whoever computes features again fails

@@ -245,7 +245,7 @@ def test_a_head_starts_as_the_network_and_alone_is_trained() -> None:
     assert not headed.module.train().inner.training
 
 
-def test_levels_start_as_a_shadow_beside_the_own_embedding_and_their_weights_are_trained() -> None:
+def test_each_level_starts_with_the_weight_of_the_own_embedding_and_weights_are_trained() -> None:
     encoder = embedding(VIT, pretrained=False)
     headed = shaped([encoder], replace(VIT, output="levels", hidden=8)).module
     assert isinstance(headed, Headed) and headed.balance is not None
@@ -256,7 +256,7 @@ def test_levels_start_as_a_shadow_beside_the_own_embedding_and_their_weights_are
     torch.testing.assert_close(own, torch.nn.functional.normalize(features_of(encoder, pixels), dim=1))
     assert len(levels) == 6  # blocks of the tiny network
     for level in levels:
-        torch.testing.assert_close(level.norm(dim=1), torch.full((16,), 0.05))
+        torch.testing.assert_close(level.norm(dim=1), torch.ones(16))
     # Standardised before they were scaled: every value is positive as often as not.
     assert ((torch.cat(levels, 1) > 0).float().mean() - 0.5).abs() < 0.1
     trained = {name for name, p in headed.requires_grad_(True).named_parameters() if p.requires_grad}
@@ -362,7 +362,7 @@ def test_the_command_runs_a_recipe_with_what_is_given_in_place_of_its_constants(
     more = "--batch 4 --per-image 1 --lora-rank 2 --lora-alpha 3 --precision fp32 --seed 3"
     argv = ["perceptual", "perceptual_vit_small", f"generated:{photos}", "--out", str(tmp_path / "out")]
     main([*argv, *given.split(), *more.split()])
-    assert "after - before   all" in capsys.readouterr().out
+    assert "after - before     all" in capsys.readouterr().out
     stored = json.loads((tmp_path / "out/config.json").read_text())["config"]
     assert stored["adaptation"]["lora_alpha"] == 3 and stored["steps"] == 2 and stored["seed"] == 3
     assert json.loads((tmp_path / "out/embedding.json").read_text())["branches"] == ["timm:test_vit"]
