@@ -1,0 +1,20 @@
+"""A ViT-Ti whose patches are the features of a small convolutional stem (R+Ti/16), from random weights.
+
+Command   python -m training run student_tiny_hybrid --data ../shared/data --out runs/student_tiny_hybrid
+              --teacher runs/starter --compile
+Hardware  2 CPU cores, 8 GB
+Source    Dosovitskiy et al. 2021 (hybrids) and Steiner et al. 2022 (R+Ti/16): convolutions before the transformer are
+          worth most where images are few; the rest as in student_tiny_from_scratch
+"""
+
+from dataclasses import replace
+
+from training.recipes.student_tiny_from_scratch import RECIPE as TINY
+
+RECIPE = replace(
+    TINY,
+    name="student-tiny-hybrid",
+    description="R+Ti/16, a ViT-Ti on a convolutional stem, from random weights.",
+    model="timm:vit_tiny_r_s16_p8_224",
+    distill=replace(TINY.distill, steps=2_000, warmup=100),
+)
