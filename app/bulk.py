@@ -13,12 +13,10 @@ Several processes or machines share the work by `--shard I/N`: one command each,
 
 import argparse
 import hashlib
-import itertools
 import json
 import sys
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -31,6 +29,7 @@ from numpy.typing import NDArray
 from app.engine import EngineUnavailable, OnnxEngine, cpu_quota, inference_slots, open_engine
 from app.files import photos_under
 from app.settings import Settings
+from contract.ahead import ahead
 from contract.bundle import Bundle, BundleError, read_bundle
 from contract.files import whole
 from contract.manifest import space_fingerprint
@@ -217,7 +216,13 @@ def embed_folder(
     counts = {"embedded": 0, "reused": 0, "known": 0}
     files = photos(folder, *options.shard)
 
-    def read(file: Path) -> _Read | None:
+    def read(file: Path) -> _Read | OSError | None:
+        try:
+            return read_whole(file)
+        except OSError as error:
+            return error
+
+    def read_whole(file: Path) -> _Read | None:
         name, stat = _name(folder, file), file.stat()
         known = parts.by_path.get(name)
         if options.quick and known and (known.bytes, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
@@ -258,8 +263,11 @@ def embed_folder(
 
     inference = ThreadPoolExecutor(slots, thread_name_prefix="inference")
     try:
-        with tqdm(total=len(files), unit="photo", disable=None) as bar:
-            for file, item in _ahead(read, files, options.decode_threads, 4 * options.batch):
+        with (
+            ahead(read, files, threads=options.decode_threads, depth=4 * options.batch, name="decode") as contents,
+            tqdm(total=len(files), unit="photo", disable=None) as bar,
+        ):
+            for file, item in zip(files, contents, strict=True):
                 bar.update()
                 if isinstance(item, OSError):
                     errors.append({"path": _name(folder, file), "fault": f"unreadable: {item.strerror}"})
@@ -284,26 +292,6 @@ def embed_folder(
         parts.write_errors(errors)
     done = ", ".join(f"{n} {what}" for what, n in counts.items())
     return f"{len(files)} photos: {done}, {len(errors)} refused (see _errors-*.jsonl)"
-
-
-def _ahead(
-    read: Callable[[Path], _Read | None], files: list[Path], threads: int, depth: int
-) -> Iterator[tuple[Path, _Read | OSError | None]]:
-    """`read` of each file in order, by threads that are at most `depth` files ahead."""
-    waiting: deque[tuple[Path, Future[_Read | None]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        try:
-            for file in itertools.chain(files, [None] * depth):
-                if file is not None:
-                    waiting.append((file, pool.submit(read, file)))
-                if waiting and (file is None or len(waiting) > depth):
-                    done, future = waiting.popleft()
-                    try:
-                        yield done, future.result()
-                    except OSError as error:
-                        yield done, error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def main(arguments: list[str]) -> int:

@@ -17,11 +17,11 @@ theta_0 and the step.
     OUT/weights.safetensors    the encoder, adapters merged; written last, so a folder that has it is complete
 """
 
+import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from contract.ahead import ahead
 from training.encoders import Encoder, weights_digest
 from training.feeds import Feed, Step
 from training.processes import Place, place
@@ -119,9 +120,13 @@ def take_steps(
     """
     here, config = place(), trainer.config
     log = Log(out / "log.jsonl", start) if here.rank == 0 else None
-    numbers = range(start, config.steps)
-    with tqdm(total=config.steps, initial=start, desc=name, unit="step", disable=here.rank > 0) as bar:
-        for number, step, pixels in _prefetch(numbers, feed, load, config, here):
+    prepare = functools.partial(_prepared, feed, load, config, here)
+    with (
+        # The next step is read while this one is trained on.
+        ahead(prepare, range(start, config.steps), threads=1, depth=1, name="prefetch") as steps,
+        tqdm(total=config.steps, initial=start, desc=name, unit="step", disable=here.rank > 0) as bar,
+    ):
+        for number, step, pixels in steps:
             began = time.perf_counter()
             metrics = trainer.step(number, pixels, step)
             if log is not None:
@@ -153,27 +158,18 @@ def _digests(
     return digests | {"encoder": weights_digest(encoder.module)}
 
 
-def _prefetch(
-    numbers: range, feed: Feed, load: Load, config: TrainConfig, here: Place
-) -> Iterator[tuple[int, Step, Tensor]]:
-    """Steps with this process's share of their pixels; the next one is read while this one is trained on."""
+Prepared = tuple[int, Step, Tensor]
+"""Number of a step, the step, and this process's share of its pixels."""
 
-    def prepare(number: int) -> tuple[int, Step, Tensor]:
-        step = feed(number)
-        if len(step.rows) < here.world:
-            raise ValueError(f"a step embeds {len(step.rows)} images in {here.world} processes; expected one for each.")
-        own = np.array_split(np.arange(len(step.rows)), here.world)[here.rank]
-        # A generator for each image: however many processes there are, it is mirrored and cropped alike.
-        rngs = [np.random.default_rng([config.seed, number, int(position)]) for position in own]
-        return number, step, _augment(load(step.rows[own]), config.augment, rngs)
 
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(prepare, numbers[0]) if numbers else None
-        for number in numbers:
-            assert ahead is not None
-            ready = ahead.result()
-            ahead = pool.submit(prepare, number + 1) if number + 1 in numbers else None
-            yield ready
+def _prepared(feed: Feed, load: Load, config: TrainConfig, here: Place, number: int) -> Prepared:
+    step = feed(number)
+    if len(step.rows) < here.world:
+        raise ValueError(f"a step embeds {len(step.rows)} images in {here.world} processes; expected one for each.")
+    own = np.array_split(np.arange(len(step.rows)), here.world)[here.rank]
+    # A generator for each image: however many processes there are, it is mirrored and cropped alike.
+    rngs = [np.random.default_rng([config.seed, number, int(position)]) for position in own]
+    return number, step, _augment(load(step.rows[own]), config.augment, rngs)
 
 
 def _augment(pixels: Tensor, how: str, rngs: Sequence[np.random.Generator]) -> Tensor:

@@ -11,13 +11,12 @@
 shards r, r + world, ...; batches never cross shards, so the features do not depend on the number of ranks.
 """
 
+import functools
 import hashlib
 import itertools
 import json
 import shutil
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from contract.ahead import ahead
 from contract.files import whole
 from contract.pixels import PixelSpec
 from training.encoders import Encoder, features_of, weights_digest
@@ -146,11 +146,15 @@ def _compute(encoder: Encoder, images: Images, out: Path, config: EmbedConfig, r
     total = sum(len(rows) for rows in rows_of.values())
     done = total - sum(len(rows_of[start]) for start in todo)
     every = itertools.chain.from_iterable(rows_of[start] for start in todo)
-    decoded = _decoded(images, every, encoder.pixels, config)
+    load = functools.partial(_decoded, images, encoder.pixels)
     if config.compile:
         compiled = torch.compile(encoder.module, options={"freezing": True})
         encoder = replace(encoder, module=cast(nn.Module, compiled))
-    with tqdm(total=total, initial=done, desc="embed", unit="image", disable=ranks.rank > 0) as bar:
+    prefetched = config.batch * config.prefetch
+    with (
+        ahead(load, every, threads=config.workers, depth=prefetched, name="decode") as decoded,
+        tqdm(total=total, initial=done, desc="embed", unit="image", disable=ranks.rank > 0) as bar,
+    ):
         for start in todo:
             _write_shard(encoder, images, out, start, itertools.islice(decoded, len(rows_of[start])), config, device)
             bar.update(len(rows_of[start]))
@@ -160,26 +164,11 @@ Decoded = tuple[int, NDArray[Any] | UnreadableImage]
 """Row number, and its pixels or why there are none."""
 
 
-def _decoded(images: Images, rows: Iterable[int], spec: PixelSpec, config: EmbedConfig) -> Iterator[Decoded]:
-    """Pixels of rows in order, decoded by threads, at most `prefetch` batches ahead."""
-
-    def load(row: int) -> Decoded:
-        try:
-            return row, load_image(images, row, spec)
-        except UnreadableImage as error:
-            return row, error
-
-    pool = ThreadPoolExecutor(config.workers)
-    waiting: deque[Future[Decoded]] = deque()
+def _decoded(images: Images, spec: PixelSpec, row: int) -> Decoded:
     try:
-        for row in rows:
-            waiting.append(pool.submit(load, row))
-            if len(waiting) > config.batch * config.prefetch:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+        return row, load_image(images, row, spec)
+    except UnreadableImage as error:
+        return row, error
 
 
 def _write_shard(

@@ -192,21 +192,23 @@ def embedded(
     """
     batches = (photos[start : start + batch] for start in range(0, len(photos), batch))
     waiting: deque[tuple[Sequence[Photo], Future[Embeddings]]] = deque()
-    with ThreadPoolExecutor(concurrency, thread_name_prefix="embed") as pool:
-        try:
-            for some in (*batches, *[()] * concurrency):
-                if some:
-                    waiting.append((some, pool.submit(embedder.embed_each, [photo.file for photo in some])))
-                if waiting and (not some or len(waiting) > concurrency):
-                    asked, future = waiting.popleft()
-                    result = future.result()
-                    refused += [_refused(asked, fault) for fault in result.faults]
-                    good = [asked[i] for i in result.indices.tolist()]
-                    if good:
-                        yield good, result.vectors
-                    told(len(asked))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    pool = ThreadPoolExecutor(concurrency, thread_name_prefix="embed")
+    try:
+        for some in (*batches, *[()] * concurrency):
+            if some:
+                waiting.append((some, pool.submit(embedder.embed_each, [photo.file for photo in some])))
+            if waiting and (not some or len(waiting) > concurrency):
+                asked, future = waiting.popleft()
+                result = future.result()
+                refused += [_refused(asked, fault) for fault in result.faults]
+                good = [asked[i] for i in result.indices.tolist()]
+                if good:
+                    yield good, result.vectors
+                told(len(asked))
+    finally:
+        # No waiting: the collector of garbage may end a generator inside the start of a thread, which holds the lock
+        # that every thread needs to end.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _refused(asked: Sequence[Photo], fault: ServiceProblem) -> Refused:

@@ -4,7 +4,8 @@ Command   python -m training run student_tiny_hybrid --data ../shared/data --out
               --teacher runs/starter --compile
 Hardware  2 CPU cores, 8 GB
 Source    Dosovitskiy et al. 2021 (hybrids) and Steiner et al. 2022 (R+Ti/16): convolutions before the transformer are
-          worth most where images are few; the rest as in student_tiny_from_scratch
+          worth most where images are few. Crops are drawn anew at each step, of the student's pixels alone: the teacher
+          need not see them; the rest as in student_tiny_from_scratch
 """
 
 from dataclasses import replace
@@ -16,5 +17,6 @@ RECIPE = replace(
     name="student-tiny-hybrid",
     description="R+Ti/16, a ViT-Ti on a convolutional stem, from random weights.",
     model="timm:vit_tiny_r_s16_p8_224",
-    distill=replace(TINY.distill, steps=2_000, warmup=100),
+    views=0,
+    distill=replace(TINY.distill, steps=1_600, warmup=100, augment="crop"),
 )
