@@ -12,6 +12,7 @@ Several processes or machines share the work by `--shard I/N`: one command each,
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import sys
@@ -33,7 +34,7 @@ from contract.ahead import ahead
 from contract.bundle import Bundle, BundleError, read_bundle
 from contract.files import whole
 from contract.manifest import space_fingerprint
-from contract.pixels import ImageError, load_pixels
+from contract.pixels import ImageError, PixelLimits, PixelSpec, load_pixels
 
 
 @dataclass(frozen=True)
@@ -204,40 +205,42 @@ class _Read:
     fault: str = ""
 
 
+def _read(
+    folder: Path, parts: Parts, spec: PixelSpec, limits: PixelLimits, quick: bool, file: Path
+) -> _Read | OSError | None:
+    """One file as a thread reads it; None where it is known and unchanged, the error where it cannot be read."""
+    try:
+        name, stat = _name(folder, file), file.stat()
+        known = parts.by_path.get(name)
+        if quick and known and (known.bytes, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+            return None
+        content = file.read_bytes()
+    except OSError as error:
+        return error
+    digest = hashlib.sha256(content).hexdigest()
+    if known and known.sha256 == digest:
+        return None
+    row = Row(str(uuid.uuid5(uuid.NAMESPACE_OID, f"sha256:{digest}")), name, digest, len(content), stat.st_mtime_ns)
+    if parts.has(digest):
+        return _Read(row)
+    try:
+        return _Read(row, load_pixels(content, spec, limits))
+    except ImageError as error:
+        return _Read(row, fault=f"{error.fault}: {error}")
+
+
 def embed_folder(
     folder: Path, parts: Parts, bundle: Bundle, engine: OnnxEngine, options: argparse.Namespace, slots: int
 ) -> str:
     """Embed what is new under `folder` into `parts`, `slots` batches side by side; a sentence of what was done."""
     from tqdm import tqdm
 
-    limits = Settings().pixel_limits
+    spec, limits = bundle.manifest.pixels, Settings().pixel_limits
+    read = functools.partial(_read, folder, parts, spec, limits, options.quick)
     batch: list[tuple[Row, NDArray[Any]]] = []
     errors: list[dict[str, str]] = []
     counts = {"embedded": 0, "reused": 0, "known": 0}
     files = photos(folder, *options.shard)
-
-    def read(file: Path) -> _Read | OSError | None:
-        try:
-            return read_whole(file)
-        except OSError as error:
-            return error
-
-    def read_whole(file: Path) -> _Read | None:
-        name, stat = _name(folder, file), file.stat()
-        known = parts.by_path.get(name)
-        if options.quick and known and (known.bytes, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
-            return None
-        content = file.read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        if known and known.sha256 == digest:
-            return None
-        row = Row(str(uuid.uuid5(uuid.NAMESPACE_OID, f"sha256:{digest}")), name, digest, len(content), stat.st_mtime_ns)
-        if parts.has(digest):
-            return _Read(row)
-        try:
-            return _Read(row, load_pixels(content, bundle.manifest.pixels, limits))
-        except ImageError as error:
-            return _Read(row, fault=f"{error.fault}: {error}")
 
     def infer(pixels: list[NDArray[Any]]) -> NDArray[np.float32]:
         vectors: NDArray[np.float32] = engine.embed(np.stack(pixels))[options.space]
