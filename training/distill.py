@@ -130,7 +130,9 @@ def take_steps(
             began = time.perf_counter()
             metrics = trainer.step(number, pixels, step)
             if log is not None:
-                log.write(number, metrics | {"images_per_second": len(step.rows) / (time.perf_counter() - began)})
+                rate = len(step.rows) / (time.perf_counter() - began)
+                size = {"images": len(step.rows), "triplets": len(step.index)}
+                log.write(number, metrics | size | {"images_per_second": rate})
                 bar.set_postfix(loss=f"{next(iter(metrics.values())):.4f}", refresh=False)
             bar.update()
             if (number + 1) % config.checkpoint_every == 0 or number + 1 == config.steps:

@@ -10,6 +10,7 @@ Both give rows of images and positions of triplets among those rows, so one loss
 function of (seed, step) alone: resuming needs no state, and every process of a distributed run agrees.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -50,7 +51,7 @@ class FeedConfig:
     Attributes:
         feed: `in-batch` or `triplet`.
         batch: images of an in-batch step; triplets of any other.
-        per_group: images of each cluster in an in-batch step.
+        per_group: images of each cluster in an in-batch step; None draws them from all alike, whatever their cluster.
         triplets_per_step: formed among the images of an in-batch step.
         sampling: `border` takes two images of one cluster and one of another, `random` any three.
         feed_seed: of all that is drawn.
@@ -58,7 +59,7 @@ class FeedConfig:
 
     feed: Literal["in-batch", "triplet"] = "in-batch"
     batch: int = 512
-    per_group: int = 8
+    per_group: int | None = 8
     triplets_per_step: int = 20_000
     sampling: Sampling = "border"
     feed_seed: int = 0
@@ -112,40 +113,61 @@ def random_triplets(n: int, size: int, rng: np.random.Generator) -> NDArray[np.i
     return index[different]
 
 
+def _triplets(sampling: Sampling, label: NDArray[np.int64], size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Triplets [size, 3] of positions; where a draw gives too few, as of groups of unequal size, another adds to it."""
+    found = np.empty((0, 3), np.int64)
+    while len(found) < size:
+        some = border_triplets(label, size, rng) if sampling == "border" else random_triplets(len(label), size, rng)
+        found = np.concatenate([found, some])
+    return found[:size]
+
+
 def in_batch(
     rows: NDArray[np.int64],
     label: NDArray[np.int64],
     *,
     batch: int,
-    per_group: int,
+    per_group: int | None,
     triplets: int,
     sampling: Sampling,
     seed: int,
 ) -> Feed:
-    """`batch` images a step, `per_group` of each drawn group, and about `triplets` triplets among them.
+    """`batch` images a step, `per_group` of each drawn group, and `triplets` triplets among them.
 
-    Groups are drawn in proportion to their size, so that every image is equally likely.
+    Groups are drawn in proportion to their size, and images of a group alike. A group with fewer images than
+    `per_group` gives all that it has, so a step may embed fewer than `batch` (log.jsonl says how many); images that are
+    alone in their group are never drawn, which a warning says. With `per_group` None images are drawn from all `rows`
+    alike.
 
     Raises:
-        ValueError: no group of two images, or a batch that holds fewer than two groups.
+        ValueError: fewer groups of two images than a batch holds, a batch of fewer than two groups, or fewer images
+            than a batch.
     """
-    groups = groups_of(label, rows)
-    n_groups = batch // per_group
-    if not groups or n_groups < 2 or len(groups) < 2:
-        raise ValueError(
-            f"{len(groups)} groups of two or more images, {n_groups} a batch; expected at least 2 of each."
-        )
+    if per_group is None:
+        if len(rows) < batch or batch < 3:
+            raise ValueError(
+                f"{len(rows)} images, {batch} a step; expected at least 3 a step, and no more than there are."
+            )
+        groups, n_groups = [rows], 1
+    else:
+        groups, n_groups = groups_of(label, rows), batch // per_group
+        if n_groups < 2 or len(groups) < n_groups:
+            raise ValueError(
+                f"a step takes {n_groups} groups of {per_group} images, and {len(groups)} groups have two or more "
+                f"images; expected at least 2 groups a step, and no more than there are: change batch ({batch}), "
+                "per_group or the number of clusters."
+            )
+        if alone := len(rows) - sum(map(len, groups)):
+            warnings.warn(f"{alone} of {len(rows)} images are alone in their group and never drawn.", stacklevel=2)
     share = np.array([len(group) for group in groups], np.float64)
     share /= share.sum()
 
     def step(number: int) -> Step:
         rng = np.random.default_rng([seed, number])
-        chosen = rng.choice(len(groups), min(n_groups, len(groups)), replace=False, p=share)
-        drawn = [rng.choice(groups[g], min(per_group, len(groups[g])), replace=False) for g in chosen]
+        chosen = rng.choice(len(groups), n_groups, replace=False, p=share)
+        drawn = [rng.choice(groups[g], min(per_group or batch, len(groups[g])), replace=False) for g in chosen]
         embedded = np.concatenate(drawn)
-        if sampling == "border":
-            return Step(embedded, border_triplets(label[embedded], triplets, rng))
-        return Step(embedded, random_triplets(len(embedded), triplets, rng))
+        return Step(embedded, _triplets(sampling, label[embedded], triplets, rng))
 
     return step
 
@@ -153,20 +175,24 @@ def in_batch(
 def triplet_feed(
     rows: NDArray[np.int64], label: NDArray[np.int64], *, batch: int, sampling: Sampling, seed: int
 ) -> Feed:
-    """`batch` triplets a step from the whole set, three images each."""
+    """`batch` triplets a step from the whole set, three images each.
+
+    Raises:
+        ValueError: a set without such a triplet: fewer than three images, or, on borders, one group only or no two
+            images of one.
+    """
     position_label = label[rows]
+    _, counts = np.unique(position_label, return_counts=True)
+    if len(rows) < 3 or (sampling == "border" and (len(counts) < 2 or counts.max() < 2)):
+        raise ValueError(
+            f"{len(rows)} images in {len(counts)} groups, {counts.max(initial=0)} in the largest; a triplet needs "
+            "three images, on a border two of one group and one of another."
+        )
 
     def step(number: int) -> Step:
         rng = np.random.default_rng([seed, number])
-        found = np.empty((0, 3), np.int64)
-        while len(found) < batch:
-            more = (
-                border_triplets(position_label, batch * 2, rng)
-                if sampling == "border"
-                else random_triplets(len(rows), batch * 2, rng)
-            )
-            found = np.concatenate([found, more])
-        return Step(rows[found[:batch].ravel()], np.arange(3 * batch).reshape(batch, 3))
+        found = _triplets(sampling, position_label, batch, rng)
+        return Step(rows[found.ravel()], np.arange(3 * batch).reshape(batch, 3))
 
     return step
 

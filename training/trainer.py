@@ -7,6 +7,9 @@ Under torchrun every process embeds its share of a step's images; embeddings are
 the loss of the whole batch, and gradients flow through its own share alone. DDP and FSDP average gradients over
 processes, so the loss is multiplied by their number: the step is that of one process with the whole batch.
 
+Dropout is the exception: what is dropped is drawn for each process and part, so with dropout neither the number of
+processes nor `microbatch` leaves the step as it was, only its distribution.
+
 `microbatch` bounds memory without changing the step, although the loss couples all images: embeddings are computed
 first without a graph, then each part again with one, fed with the gradient of the loss at its embeddings (gradient
 caching, Gao et al. 2021). It costs one more forward pass.
@@ -33,6 +36,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_state_dict,
 )
+from torch.distributed.tensor import DTensor
 
 from contract import triplets
 from contract.files import whole
@@ -240,7 +244,8 @@ class Trainer:
         regressed: width of a linear head beside the embedding, for the objective; None for no such head.
 
     Raises:
-        ValueError: a microbatch for a model with batch normalisation, whose step would change with it.
+        ValueError: a microbatch or several processes for a model with batch normalisation, whose step would change
+            with them.
     """
 
     def __init__(
@@ -250,8 +255,11 @@ class Trainer:
         require_device(device)
         self.device = torch.device(device)
         model = StudentModel(encoder, regressed, config.adaptation, seed=config.seed)
-        if config.microbatch and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
-            raise ValueError("microbatch changes what batch normalisation sees; train this model without it.")
+        if (config.microbatch or place().world > 1) and _has_batch_norm(model):
+            raise ValueError(
+                "microbatch and several processes change what batch normalisation sees; train this model in one "
+                "process and without microbatch."
+            )
         # theta_0: after the pretrained weights are loaded and before the first step; on the CPU, whole.
         self.start = copy.deepcopy(model)
         self.model, self.between = _distribute(model.to(self.device).train(), config.parallel, self.device)
@@ -299,8 +307,8 @@ class Trainer:
         rate = learning_rate(self.config, number)
         for group, peak in zip(self.optimiser.param_groups, self.peaks, strict=True):
             group["lr"] = rate * peak / self.config.learning_rate
+        decay_towards(self.parameters, self.anchor, rate * self.config.decay)  # of theta as it was before the step
         self.optimiser.step()
-        decay_towards(self.parameters, self.anchor, rate * self.config.decay)
         return metrics | {"learning_rate": rate}
 
     def _embed(self, number: int, part: int, pixels: Tensor) -> list[Tensor]:
@@ -355,7 +363,15 @@ class Trainer:
         return torch.cat(out)
 
     def save(self, file: Path, step: int) -> None:
-        """Write a checkpoint, whole or not at all; every process must call it."""
+        """Write a checkpoint, whole or not at all; every process must call it.
+
+        Raises:
+            FloatingPointError: a weight is not finite; an earlier checkpoint stays as it is.
+        """
+        for name, weights in self.model.named_parameters():
+            own = weights.to_local() if isinstance(weights, DTensor) else weights  # of sharded weights this rank's part
+            if not bool(torch.isfinite(own.detach()).all()):
+                raise FloatingPointError(f"after {step} steps {name} is not finite; lower the learning rate.")
         model, optimiser = get_state_dict(self.model, self.optimiser, options=FULL)
         if self.rank == 0:
             state = {"step": step, "model": model, "optimiser": optimiser}
@@ -384,6 +400,10 @@ class Trainer:
         state: Any = get_model_state_dict(self.model, options=FULL)
         if self.rank == 0:
             self.start.write(state, folder)
+
+
+def _has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 
 def _of_head(name: str) -> bool:

@@ -113,7 +113,7 @@ def test_a_teachers_neighbours_are_kept_where_its_judgments_are_not_learned(tmp_
     """Cosines say what the judgments, softmaxes of dot products at a huge temperature, hardly teach."""
     silent = {"temperature": 1e6, "regression": 0.0, "decay": 0.0, "steps": 60}
     logs = [trained(tmp_path / f"{weight}", neighbours=weight, **silent)[1] for weight in (1e-9, 1.0)]
-    assert logs[1][-1]["neighbours"] < logs[0][-1]["neighbours"] - 0.05
+    assert logs[1][-1]["neighbours"] < logs[0][-1]["neighbours"] - 0.02
     assert logs[0][0]["neighbours"] == pytest.approx(logs[1][0]["neighbours"])
 
 
@@ -213,7 +213,8 @@ def test_the_regression_can_aim_at_other_vectors_than_the_judgments(tmp_path: Pa
         targets = None if name == "their own" else np.ones((N, 2), np.float32)
         teacher = rng.normal(size=(N, 5)).astype(np.float32)
         out = tmp_path / name
-        distill(student(), lambda r: pixels[torch.from_numpy(r)], teacher, feed, config_of(), out, targets=targets)
+        config = config_of(steps=60)
+        distill(student(), lambda r: pixels[torch.from_numpy(r)], teacher, feed, config, out, targets=targets)
         last.append(json.loads((out / "log.jsonl").read_text().splitlines()[-1])["regression"])
     assert last[1] < 0.1 < last[0]
 
@@ -286,3 +287,9 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, parallel: str) -> N
     assert all(torch.allclose(one.state_dict()[name], two[name], atol=1e-5) for name in two)
     both = [json.loads(line)["divergence"] for line in (tmp_path / "two/log.jsonl").read_text().splitlines()]
     np.testing.assert_allclose(both, [line["divergence"] for line in log], rtol=1e-4)
+
+
+def test_weights_that_end_not_finite_are_no_result(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"after 1 steps .* is not finite; lower the learning rate"):
+        trained(tmp_path, steps=1, warmup=0, learning_rate=1e38)
+    assert not (tmp_path / "weights.safetensors").exists()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.feeds import border_triplets, in_batch, random_triplets, triplet_feed
+from training.feeds import Sampling, border_triplets, in_batch, random_triplets, triplet_feed
 
 
 @given(st.lists(st.integers(0, 4), min_size=3, max_size=40), st.integers(0, 99))
@@ -55,3 +55,33 @@ def test_the_triplet_feed_takes_three_images_a_triplet_from_the_rows_given() -> 
 def test_what_cannot_give_a_border_triplet_is_refused(label: list[int], batch: int) -> None:
     with pytest.raises(ValueError, match="groups"):
         in_batch(np.arange(4), np.array(label), batch=batch, per_group=2, triplets=5, sampling="border", seed=0)
+
+
+def test_a_batch_that_needs_more_groups_than_there_are_is_refused() -> None:
+    with pytest.raises(ValueError, match="a step takes 4 groups of 2 images, and 3 groups have"):
+        in_batch(np.arange(9), np.repeat([0, 1, 2], 3), batch=8, per_group=2, triplets=5, sampling="random", seed=0)
+
+
+def test_images_alone_in_their_group_are_told_of() -> None:
+    label = np.array([0, 0, 1, 1, 2])
+    with pytest.warns(UserWarning, match="1 of 5 images are alone"):
+        in_batch(np.arange(5), label, batch=4, per_group=2, triplets=5, sampling="border", seed=0)
+
+
+@pytest.mark.parametrize(("label", "sampling"), [([0] * 5, "border"), ([0, 1, 2, 3], "border"), ([0, 1], "random")])
+def test_the_triplet_feed_refuses_a_set_without_such_a_triplet(label: list[int], sampling: Sampling) -> None:
+    with pytest.raises(ValueError, match="a triplet needs three images"):
+        triplet_feed(np.arange(len(label)), np.array(label), batch=4, sampling=sampling, seed=0)
+
+
+def test_a_step_has_as_many_triplets_as_were_asked_for_however_unequal_its_groups() -> None:
+    label = np.repeat([0, 1], [60, 2])
+    feed = in_batch(np.arange(62), label, batch=120, per_group=60, triplets=700, sampling="border", seed=0)
+    assert len(feed(0).index) == 700
+
+
+def test_without_groups_every_image_is_drawn_alike() -> None:
+    label = np.repeat([0, 1], [90, 10])
+    feed = in_batch(np.arange(100), label, batch=10, per_group=None, triplets=9, sampling="random", seed=0)
+    counts = np.bincount(np.concatenate([feed(step).rows for step in range(2000)]), minlength=100)
+    assert abs(counts - 200).max() < 5 * np.sqrt(200)
