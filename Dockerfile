@@ -20,7 +20,7 @@ COPY --from=wheel /dist /dist
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/venv \
     && python -m pip --python /opt/venv/bin/python install --only-binary :all: \
-        --constraint /constraints.txt "$(echo /dist/*.whl)[cpu,otel]"
+        --constraint /constraints.txt "$(echo /dist/*.whl)[cpu,otel,fetch]"
 
 FROM ${PYTHON_IMAGE} AS triton-client-venv
 COPY constraints.txt /
@@ -28,7 +28,7 @@ COPY --from=wheel /dist /dist
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/venv \
     && python -m pip --python /opt/venv/bin/python install --only-binary :all: \
-        --constraint /constraints.txt "$(echo /dist/*.whl)[triton,otel]"
+        --constraint /constraints.txt "$(echo /dist/*.whl)[triton,otel,fetch]"
 
 # The gpu stages have not been built on their CUDA base nor run on a GPU, for want of both. On plain
 # Debian 13 in its place they build, serve with ALIGNET_DEVICE=cpu, and refuse to start with cuda.
@@ -44,7 +44,7 @@ COPY --from=wheel /dist /dist
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv --without-pip /opt/venv \
     && python3 -m pip --python /opt/venv/bin/python install --only-binary :all: \
-        --constraint /constraints.txt "$(echo /dist/*.whl)[gpu,otel]"
+        --constraint /constraints.txt "$(echo /dist/*.whl)[gpu,otel,fetch]"
 
 FROM gpu-base AS gpu
 COPY --from=gpu-venv /opt/venv /opt/venv

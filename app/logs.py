@@ -12,7 +12,7 @@ request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 """Id of the request that the running code serves; on every line logged meanwhile."""
 
 _access = logging.getLogger("alignet.access")
-QUIET_ROUTES = frozenset({"/health/live", "/health/ready", "/metrics"})
+QUIET_ROUTES = frozenset({"/health/live", "/health/ready", "/metrics", "/v2/health/live", "/v2/health/ready"})
 """Asked every few seconds by machines: their access lines are for the debug level."""
 
 

@@ -152,7 +152,8 @@ class Settings(BaseSettings):
     stuck_seconds: float = Field(
         default=30.0,
         gt=0,
-        description="A batch or image that takes longer hangs: /health/live fails and requests get 503.",
+        description="A batch that takes longer, or images that hang all decode threads, make /health/live fail; "
+        "requests get 503.",
     )
 
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024, description="Largest request body.")
@@ -177,7 +178,8 @@ class Settings(BaseSettings):
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
-        description="Comma-separated keys; if any, requests need `Authorization: Bearer KEY` (health stays open).",
+        description="Comma-separated keys; if any, requests need `Authorization: Bearer KEY` (health and pages stay "
+        "open).",
     )
     api_keys_file: Path | None = Field(
         default=None,
@@ -187,8 +189,8 @@ class Settings(BaseSettings):
     key_images_per_second: float = Field(
         default=0.0,
         ge=0,
-        description="Images a second for each key, with a burst of max_images; beyond it, 429. A request without "
-        "images counts as one. 0 has no bound.",
+        description="Images a second for each key, with a burst of max_images or of one second's share; beyond it, 429. "
+        "A request without images counts as one. 0 has no bound.",
     )
     admin_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),

@@ -65,7 +65,8 @@ def test_every_request_gives_one_access_line(client: TestClient, caplog: pytest.
 
 def test_health_and_scrapes_are_lines_of_the_debug_level(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    client.get("/health/live"), client.get("/metrics")
+    for path in ("/health/live", "/health/ready", "/metrics", "/v2/health/live", "/v2/health/ready"):
+        assert client.get(path).status_code == 200
     assert not access_lines(caplog)
     caplog.set_level("DEBUG")
     client.get("/health/live")

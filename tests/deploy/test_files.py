@@ -130,6 +130,8 @@ def test_the_pod_is_locked_down_and_outlives_its_drain() -> None:
     assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
     slept = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] > slept + Settings().drain_delay + Settings().drain_seconds
+    # Kubernetes would set ALIGNET_PORT for the Service `alignet`, over the image's own.
+    assert pod["enableServiceLinks"] is False
     # The pod must be out of the service before it drains.
     probe = container["readinessProbe"]
     assert slept > probe["periodSeconds"] * probe["failureThreshold"]
