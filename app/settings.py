@@ -189,7 +189,7 @@ class Settings(BaseSettings):
     key_images_per_second: float = Field(
         default=0.0,
         ge=0,
-        description="Images a second for each key, with a burst of max_images or of one second's share; beyond it, 429. "
+        description="Images a second for each key, with a burst of max_images or of one second's share; beyond, 429. "
         "A request without images counts as one. 0 has no bound.",
     )
     admin_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(

@@ -175,6 +175,13 @@ def readout_like(encoder: Encoder, file: Path) -> Encoder:
     return with_readout(block_features(encoder, blocks), width)
 
 
+def read_out(features: NDArray[np.float32], file: Path) -> NDArray[np.float32]:
+    """Embeddings [n, k] that the readout in `file` gives of block features [n, p], without dropout."""
+    state = {name: tensor.numpy() for name, tensor in load_file(file).items()}
+    out: NDArray[np.float32] = (features - state["mean"]) / state["std"] @ state["readout.weight"].T
+    return out + state["readout.bias"]
+
+
 def write_readout(module: Readout, file: Path) -> None:
     """Write a readout without its backbone, whole or not at all."""
     with whole(file) as stream:

@@ -121,6 +121,7 @@ def _page(main: StudentRun, others: Sequence[StudentRun], compared: dict[str, di
     models, differences = main.figures["models"], main.figures["differences"]
     concepts = round(models["student"][FIRST]["n"])
     splits = ", ".join(str(seed) for seed in main.figures["splits"])
+    against = [model for model in ("base", "untrained", "teacher") if model in models]
     lines = [
         "# Results",
         "",
@@ -128,18 +129,19 @@ def _page(main: StudentRun, others: Sequence[StudentRun], compared: dict[str, di
         f"of which no photo was in any training stage (splits {splits}: {concepts} judged in all), by dot",
         "product, a tie counts as wrong, chance is 1/3. Brackets: 95 %, bootstrap over splits and concepts",
         "(agreement, RSA, entropy, KL) or one split's interval (nearest neighbours, vehicles). Differences are paired.",
+        "`untrained` is the student before its first step: the readout, fitted to the teacher, of the base's blocks.",
         "",
         f"## {main.recipe.name}",
         "",
         main.recipe.description,
         _constants(main.recipe),
         "",
-        "| figure | base | teacher | student | student - base | student - teacher |",
-        "|---|---|---|---|---|---|",
+        f"| figure | {' | '.join((*against, 'student'))} | {' | '.join(f'student - {m}' for m in against)} |",
+        "|---" * (2 * len(against) + 2) + "|",
     ]
     for name in _names(main):
-        cells = [_cell(models[model][name]) for model in ("base", "teacher", "student")]
-        cells += [_cell(differences[f"student - {m}"].get(name), signed=True) for m in ("base", "teacher")]
+        cells = [_cell(models[model][name]) for model in (*against, "student")]
+        cells += [_cell(differences[f"student - {m}"].get(name), signed=True) for m in against]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "![base, teacher, student](results/models.svg)", ""]
     if others:

@@ -33,7 +33,7 @@ from training.images import Images
 from training.loading import PixelLoader
 from training.models import build
 from training.photos import NO_CONCEPT
-from training.readout import ReadoutConfig, block_features, start_readout, with_readout
+from training.readout import ReadoutConfig, block_features, read_out, start_readout, with_readout
 from training.recipe import Recipe
 from training.run import Data, input_hashes, read_data, require_inputs, split_concepts
 from training.stage import claim, write_array, write_json
@@ -139,7 +139,9 @@ def run_students(
         aligned = teacher.transform(held).apply(teacher.features)
         trained = _student(recipe, data, teacher, held, out, computing, blocks)
         student = extract(trained, recipe.name, data.photos, out / f"split-{seed}/features", computing_eagerly)
-        splits.append(Split(seed, held_out, {"base": base, "teacher": aligned, "student": student}))
+        # What the readout gives before the network is trained is told apart from what training gives.
+        start = {} if blocks is None else {"untrained": read_out(blocks, out / held.name / "start" / READOUT)}
+        splits.append(Split(seed, held_out, {"base": base, **start, "teacher": aligned, "student": student}))
     figures = student_figures(splits, data, recipe.teacher)
     write_json(out / "figures.json", figures)
     if final:

@@ -11,7 +11,7 @@ from tests.training.tiny import tiny_encoder, tiny_vit
 from training.distill import distill
 from training.encoders import features_of
 from training.feeds import in_batch
-from training.readout import Readout, block_features, fit_readout, with_readout
+from training.readout import Readout, block_features, fit_readout, read_out, start_readout, with_readout
 from training.student_model import Adaptation, load_weights
 from training.trainer import DistillConfig
 
@@ -106,3 +106,11 @@ def test_lora_trains_the_readout_whole_and_merges_into_the_blocks(tmp_path: Path
     distill(encoder, lambda rows: pixels[torch.from_numpy(rows)], teacher, feed, config, tmp_path)
     assert set(encoder.module.state_dict()) == names
     assert (encoder.module.readout.weight - head).abs().max() > 1e-4
+
+
+def test_what_a_readout_gives_can_be_computed_from_block_features(tmp_path: Path) -> None:
+    read, pixels, rng = block_features(tiny_vit(), 2), photos(30), np.random.default_rng(0)
+    x = features_of(read, pixels).numpy()
+    encoder = with_readout(read, 5, dropout=0.5)
+    start_readout(encoder, x, rng.normal(size=(30, 5)).astype(np.float32), 1.0, tmp_path / "start")
+    np.testing.assert_allclose(read_out(x, tmp_path / "start"), features_of(encoder, pixels), atol=1e-4)

@@ -119,7 +119,8 @@ def test_a_readout_starts_at_its_fit_on_photos_that_training_may_see_and_is_the_
     monkeypatch.setattr(readout, "fit_readout", lambda e, x, y, penalty: (fitted.append(y), fit(e, x, y, penalty)))
     distill = replace(RECIPE.distill, temperature=1.0, regress="embedding")
     recipe = replace(RECIPE, model="tiny-vit", readout=ReadoutConfig(blocks=2), views=1, distill=distill)
-    run_students(recipe, *teacher, tmp_path / "out")
+    figures = run_students(recipe, *teacher, tmp_path / "out")
+    assert "student - untrained" in figures["differences"]
     data = read_data(teacher[1])
     _, held_out = split_concepts(data.photos.concepts, TINY.held_out, 0)
     assert len(fitted[0]) == len(data.photos) - np.isin(data.photos.concept, held_out).sum()
