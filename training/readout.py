@@ -178,7 +178,8 @@ def readout_like(encoder: Encoder, file: Path) -> Encoder:
 def read_out(features: NDArray[np.float32], file: Path) -> NDArray[np.float32]:
     """Embeddings [n, k] that the readout in `file` gives of block features [n, p], without dropout."""
     state = {name: tensor.numpy() for name, tensor in load_file(file).items()}
-    out: NDArray[np.float32] = (features - state["mean"]) / state["std"] @ state["readout.weight"].T + state["readout.bias"]
+    standard = (features - state["mean"]) / state["std"]
+    out: NDArray[np.float32] = standard @ state["readout.weight"].T + state["readout.bias"]
     return out
 
 
