@@ -23,6 +23,7 @@ What differs from the reference code on purpose: densities are in log space (the
 and the odd-last order are `contract.triplets`' own; Laplace mixtures and other optimisers are left out.
 """
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -145,7 +146,31 @@ class Posterior:
     @classmethod
     def load(cls, file: Path) -> Self:
         """Read parameters.npz or pruned_params.npz. Raises ValueError when it is neither."""
-        arrays = {name.removeprefix("pruned_"): array for name, array in read_npz(file).items()}
+        return cls._of(file, read_npz(file))
+
+    @classmethod
+    def load_pruned(cls, file: Path) -> Self:
+        """Read pruned_params.npz as it stands, or parameters.npz and prune it by the constants of its fit.
+
+        These are in identity.json beside it; without one they are the defaults of `prune`. What a fit has pruned is
+        not pruned again: by other constants, dimensions that it kept would be lost.
+
+        Raises:
+            ValueError: neither of the two, or no dimension is left.
+        """
+        arrays = read_npz(file)
+        kept = cls._of(file, arrays)
+        if "pruned_loc" not in arrays:
+            kept = kept.prune(**_pruning_of(file))
+        if not kept.loc.shape[1]:
+            raise ValueError(
+                f"{file}: no dimension survives pruning; train for longer, or give the fit's pruned_params.npz."
+            )
+        return kept
+
+    @classmethod
+    def _of(cls, file: Path, found: Mapping[str, NDArray[Any]]) -> Self:
+        arrays = {name.removeprefix("pruned_"): array for name, array in found.items()}
         if sorted(arrays) != ["loc", "scale"]:
             raise ValueError(f"{file} holds {sorted(arrays)}; expected loc and scale.")
         loc, scale = arrays["loc"].astype(np.float32), arrays["scale"].astype(np.float32)
@@ -180,7 +205,7 @@ def read_embeddings(file: Path, samples: int, *, seed: int) -> NDArray[np.floati
     """What stands for people: a mean embedding (.npy), or rectified samples of a posterior (.npz of the vice stage).
 
     Args:
-        file: .npy [objects, dimensions]; or parameters.npz, which is pruned here, or pruned_params.npz.
+        file: .npy [objects, dimensions]; or parameters.npz or pruned_params.npz, see `Posterior.load_pruned`.
         samples: R, of a posterior.
         seed: of the samples.
 
@@ -194,10 +219,14 @@ def read_embeddings(file: Path, samples: int, *, seed: int) -> NDArray[np.floati
         raise ValueError(f"{samples} posterior samples; expected 1 or more.")
     if file.suffix == ".npy":
         return read_vice(file)
-    posterior = Posterior.load(file).prune()  # of pruned parameters this is the same again
-    if not posterior.loc.shape[1]:
-        raise ValueError(f"{file}: no dimension survives pruning; train for longer.")
-    return torch.stack(list(posterior.draws(samples, seed=seed))).numpy()
+    return torch.stack(list(Posterior.load_pruned(file).draws(samples, seed=seed))).numpy()
+
+
+def _pruning_of(file: Path) -> dict[str, Any]:
+    """Constants by which the fit that wrote `file` prunes, from identity.json in its folder; none where it has none."""
+    identity = file.with_name("identity.json")
+    config = json.loads(identity.read_text()).get("config", {}) if identity.exists() else {}
+    return {name: config[name] for name in ("min_objects", "false_discovery_rate") if name in config}
 
 
 def discoveries(p: Tensor, rate: float) -> Tensor:

@@ -6,7 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from training.vice import (
     figures,
     gradients,
     learning_rate,
+    read_embeddings,
     triplet_probabilities,
 )
 from training.vice_data import agreement, fitting_odd, odd_last, read_triplets, simulate_choices
@@ -109,6 +110,21 @@ def test_a_dimension_needs_strictly_more_clear_objects_than_the_least() -> None:
     assert posterior.prune(5).loc[0].tolist() == [2, 1]  # the larger norm first
     assert posterior.prune(6).loc[0].tolist() == [1]
     assert posterior.prune(4).loc[0].tolist() == [9, 2, 1]
+
+
+def test_what_a_fit_kept_is_not_pruned_again_by_other_constants(tmp_path: Path) -> None:
+    few = replace(LEARN, min_objects=1)  # as for a team's own choices
+    loc = np.full((30, 3), -1.0, np.float32)
+    loc[:3, 0], loc[:4, 1] = 2, 1  # clear for 3 and 4 objects, 5 would be too few by default
+    full = Posterior(loc, np.full_like(loc, 0.1))
+    full.prune(few.min_objects).save(tmp_path / "pruned_params.npz", "pruned_")
+    full.save(tmp_path / "parameters.npz")
+    assert read_embeddings(tmp_path / "pruned_params.npz", 2, seed=0).shape == (2, 30, 2)
+    with pytest.raises(ValueError, match=r"no dimension survives pruning; .*pruned_params\.npz"):
+        read_embeddings(tmp_path / "parameters.npz", 2, seed=0)
+    (tmp_path / "identity.json").write_text(json.dumps({"config": asdict(few)}))
+    kept = read_embeddings(tmp_path / "parameters.npz", 2, seed=0)
+    assert np.array_equal(kept, read_embeddings(tmp_path / "pruned_params.npz", 2, seed=0))
 
 
 def test_benjamini_hochberg_by_hand_and_by_scipy() -> None:

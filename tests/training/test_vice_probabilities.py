@@ -22,7 +22,7 @@ ROWS = simulate_choices(LOC, 400, seed=1)
 
 
 def write(folder: Path) -> None:
-    POSTERIOR.save(folder / "pruned_params.npz", "pruned_")
+    POSTERIOR.prune().save(folder / "pruned_params.npz", "pruned_")
     np.save(folder / "mean.npy", LOC)
     np.save(folder / "rows.npy", ROWS)
 
