@@ -24,7 +24,7 @@ from training.align import Transform, uncertainty_distillation
 from training.embed import extract
 from training.evaluate import Estimate, Judged
 from training.models import build
-from training.people import POSTERIOR, PUBLISHED, fit_people, read_people
+from training.people import POSTERIOR, PUBLISHED, doubt_choices, fit_people, read_people
 from training.photos import Photos, read_photos
 from training.recipe import Recipe
 from training.stage import claim, write_json
@@ -92,7 +92,9 @@ def _read_categories(folder: Path) -> list[set[str]]:
     return [{name.strip() for name in row["categories"].split(";")} for row in concepts]
 
 
-def run(recipe: Recipe, data_folder: Path, out: Path, vice: ViceRecipe | None = None) -> dict[str, Any]:
+def run(
+    recipe: Recipe, data_folder: Path, out: Path, vice: ViceRecipe | None = None, *, zero_absent: bool = False
+) -> dict[str, Any]:
     """Extract and learn what is not there yet, then measure, and return the figures.
 
     Args:
@@ -100,18 +102,21 @@ def run(recipe: Recipe, data_folder: Path, out: Path, vice: ViceRecipe | None = 
         data_folder: photos and judgments.
         out: run folder to make or to continue.
         vice: how to fit VICE first, where the data folder has choices and no embedding; see `training.people`.
+        zero_absent: that concept 0 is in no choice is known; see `training.vice_data.read_triplets`.
 
     Raises:
         ValueError: bad data (named), or `out` belongs to another recipe or other inputs.
     """
     if vice is not None:
-        fit_people(data_folder, len(_read_categories(data_folder)), vice)
+        fit_people(data_folder, len(_read_categories(data_folder)), vice, zero_absent=zero_absent)
     data = read_data(data_folder)
     out.mkdir(parents=True, exist_ok=True)
     identity = {"recipe": asdict(recipe), "inputs": input_hashes(data_folder)}
     claim(out / "recipe.json", identity, ("numpy", "pillow", "scipy", "torch"))
     encoder = build(recipe.encoder)
     features = extract(encoder, recipe.encoder, data.photos, out / "features")
+    if vice is not None and data.posterior is not None:
+        doubt_choices(data_folder, len(data.vice), data.photos.concept, features)
     splits = {seed: split_concepts(data.photos.concepts, recipe.held_out, seed) for seed in recipe.split_seeds}
     vectors = {
         seed: _fit(out / f"splits/seed-{seed}.npz", recipe, data, features, held_out, seed).apply(features)

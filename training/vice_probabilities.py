@@ -1,6 +1,7 @@
 """The `vice-probabilities` stage: how likely people are to choose each pair of a triplet, by a fitted posterior."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from contract import triplets
 from contract.files import sha256_of
 from training.stage import claim, write_array, write_json
 from training.vice import mean_probabilities, read_embeddings
-from training.vice_data import Odd, read_triplets
+from training.vice_data import Odd, misread, read_triplets
 
 Order = Literal["pairs", "odd-one-out"]
 """Columns of the probabilities of a triplet (0, 1, 2): that the pairs 01, 02, 12 are the most similar, or that the
@@ -28,6 +29,7 @@ def vice_probabilities(
     seed: int = 0,
     order: Order = "pairs",
     odd: Odd | None = None,
+    zero_absent: bool = False,
 ) -> dict[str, Any]:
     """Probabilities of every row of triplets, by the columns of the file; what is complete is not done again.
 
@@ -43,6 +45,7 @@ def vice_probabilities(
         seed: of the samples.
         order: of the columns.
         odd: which column of the file is the odd one that people chose, if any.
+        zero_absent: that object 0 is in no row is known; see `training.vice_data.read_triplets`.
 
     Returns:
         what summary.json holds.
@@ -51,8 +54,13 @@ def vice_probabilities(
         ValueError: bad files (the row is named), or `out` belongs to other probabilities.
     """
     vice = read_embeddings(vice_file, samples, seed=seed)
-    rows = read_triplets(triplets_file, vice.shape[-2], odd="last")  # "last" leaves the columns as they are
+    # "last" leaves the columns as they are
+    rows = read_triplets(triplets_file, vice.shape[-2], odd="last", zero_absent=zero_absent)
     embeddings = vice if vice.ndim == 3 else vice[None]
+    if odd is not None:
+        choices = rows if odd == "last" else rows[:, [1, 2, 0]]
+        if said := misread(choices, embeddings.mean(0), odd=odd):
+            warnings.warn(f"{triplets_file}: {said}. The probabilities do not depend on it.", stacklevel=2)
     inputs = {"triplets": sha256_of(triplets_file), "vice": sha256_of(vice_file)}
     identity = {"samples": len(embeddings), "seed": seed, "order": order, "odd": odd, "inputs": inputs}
     out.mkdir(parents=True, exist_ok=True)

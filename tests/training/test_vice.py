@@ -32,7 +32,7 @@ from training.vice import (
     read_embeddings,
     triplet_probabilities,
 )
-from training.vice_data import agreement, fitting_odd, odd_last, read_triplets, simulate_choices
+from training.vice_data import fitting_odd, odd_last, read_triplets, simulate_choices
 from training.vice_fit import converged, fit_vice
 
 OBJECTS, DIMENSIONS = 30, 3
@@ -264,6 +264,7 @@ def test_convergence_is_a_number_of_dimensions_that_stays(counts: list[int], exp
     ("rows", "message"),
     [
         ([[1, 2, 3], [4, 5, 1]], r"t\.npy is 1-based: its numbers run from 1 to 5\. Subtract 1; expected 0 to 4"),
+        ([[2, 3, 4], [4, 5, 2]], r"t\.npy is 1-based: its numbers run from 2 to 5"),
         ([[0, 1, 2], [0, 5, 2]], r"row 1: \[0, 5, 2\]; expected objects 0 to 4\. 1 of 2 rows are wrong"),
         ([[0, 1, 2], [-1, 4, 2]], r"row 1: .* expected objects 0 to 4"),
         ([[0, 1, 2], [2, 4, 2]], r"row 1: \[2, 4, 2\]; an object stands twice"),
@@ -289,16 +290,6 @@ def test_text_and_npy_are_read_alike_and_the_odd_one_is_moved_to_the_end(tmp_pat
     (tmp_path / "pmfs.txt").write_bytes(pickle.dumps({(0, 1, 2): [0.1, 0.2, 0.7]}))
     with pytest.raises(ValueError, match=r"pmfs\.txt is a Python pickle"):
         read_triplets(tmp_path / "pmfs.txt", 5, odd="last")
-
-
-def test_an_embedding_tells_which_column_is_the_odd_one() -> None:
-    embedding = known_embedding()
-    assert fitting_odd(VALIDATION, embedding)[0] == "last"
-    convention, both = fitting_odd(VALIDATION[:, [2, 0, 1]], embedding)
-    assert convention == "first"
-    assert both["first"] == agreement(VALIDATION, embedding, odd="last") > both["last"] + 0.2
-    with pytest.raises(ValueError, match=r"neither fits\. Are the numbers 1-based"):
-        fitting_odd((VALIDATION + 1) % OBJECTS, embedding)
 
 
 def test_simulated_choices_are_in_proportion_to_the_embeddings_probabilities() -> None:

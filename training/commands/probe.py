@@ -9,6 +9,7 @@ any point, the same command goes on where it stopped.
 
 import argparse
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", type=Path, required=True)
     parser.add_argument("--triplets", type=Path, required=True)
     parser.add_argument("--odd", choices=("first", "last"), required=True, help="which column is the odd one out")
+    parser.add_argument("--zero-absent", action="store_true", help="object 0 is in no row; the file is not 1-based")
     parser.add_argument("--targets", type=Path, help="pair probabilities of each triplet, for the objective soft")
     parser.add_argument("--local", type=Path, help="features of other photos, for the objective glocal")
     parser.add_argument("--out", type=Path, required=True, help="folder to make or to continue")
@@ -41,11 +43,14 @@ def do(args: argparse.Namespace) -> None:
     from training.probe_grid import Grid, probe
     from training.probing import ProbeConfig, ProbeData
     from training.stage import read_features
-    from training.vice_data import read_triplets
+    from training.vice_data import misread, read_triplets
 
     config, grid = options.read_options(args, ProbeConfig), options.read_options(args, Grid)
     features, _ = read_features(args.features)
-    rows = read_triplets(args.triplets, len(features), odd=args.odd)
+    rows = read_triplets(args.triplets, len(features), odd=args.odd, zero_absent=args.zero_absent)
+    # A warning and no more: these are the features of any model, and a model may be wrong about people.
+    if said := misread(rows, features, odd=args.odd, kernel="cosine"):
+        warnings.warn(f"{args.triplets}: {said}. Is that so? --odd says where it stands.", stacklevel=2)
     targets = None if args.targets is None else _targets(args.targets, len(rows), args.odd)
     local = None if args.local is None else read_features(args.local)[0]
     data = ProbeData(features, rows, targets, local)

@@ -29,6 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="vice_things",
         help="how VICE is fitted where the data have choices and no embedding",
     )
+    parser.add_argument("--zero-absent", action="store_true", help="concept 0 is in no choice; they are not 1-based")
     parser.add_argument("--splits", type=int, nargs="+", default=[], help="of a student's recipe; all if not given")
     parser.add_argument("--device", default="cpu", help="where students train")
     parser.add_argument("--final", action="store_true", help="also train a student on all concepts, to be exported")
@@ -50,7 +51,8 @@ def do(args: argparse.Namespace) -> None:
         return
     if args.teacher is not None or args.final or args.splits:
         raise ValueError(f"{args.recipe} is no student; it has no --teacher, no --splits and no --final.")
-    for figure in run(teachers[args.recipe], args.data, args.out, vice)["figures"]:
+    figures = run(teachers[args.recipe], args.data, args.out, vice, zero_absent=args.zero_absent)["figures"]
+    for figure in figures:
         _print(figure["space"], figure["name"], figure)
 
 
@@ -63,7 +65,7 @@ def _run_student(recipe: Any, vice: Any, args: argparse.Namespace) -> None:
         teacher = args.teacher
         if teacher is None:
             teacher = args.out / "teacher"
-            run(recipe.teacher, args.data, teacher, vice)
+            run(recipe.teacher, args.data, teacher, vice, zero_absent=args.zero_absent)
         figures = run_students(
             recipe,
             teacher,

@@ -16,6 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     from training.vice_probabilities import Order
 
     parser.add_argument("--triplets", type=Path, required=True)
+    parser.add_argument("--zero-absent", action="store_true", help="object 0 is in no row; the file is not 1-based")
     parser.add_argument("--vice", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--samples", type=int, default=50, help="of the posterior, averaged; default 50")
@@ -29,5 +30,5 @@ def do(args: argparse.Namespace) -> None:
     """Compute, and print the summary."""
     from training.vice_probabilities import vice_probabilities
 
-    given = {name: getattr(args, name) for name in ("samples", "seed", "order", "odd")}
+    given = {name: getattr(args, name) for name in ("samples", "seed", "order", "odd", "zero_absent")}
     print(json.dumps(vice_probabilities(args.triplets, args.vice, args.out, **given), indent=2))

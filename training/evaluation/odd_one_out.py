@@ -33,7 +33,7 @@ from training.evaluation.concepts import (
 )
 from training.evaluation.result import PEOPLE, Plot, Result, Row, Setting
 from training.run import Data
-from training.vice_data import agreement, read_triplets
+from training.vice_data import agreement, misread, read_triplets
 
 JUDGED_BY: tuple[Kernel, ...] = ("dot", "cosine")
 HEADLINE = "dot, strict"
@@ -92,20 +92,22 @@ def read_choices(folder: Path, data: Data) -> list[Choices]:
     """Every file of choices under `things/`: the responses, and the official train_90, test_10 and their like.
 
     Raises:
-        ValueError: a file is wrong, or its odd one stands first where the official files have it last.
+        ValueError: a file is wrong or 1-based, or its odd one stands first where the official files have it last.
     """
     found = []
     if len(data.responses.odd):
         found.append(count_choices(data.responses.concepts, data.responses.odd, RESPONSES))
     files = [p for p in sorted((folder / "things/triplets").glob("*")) if p.suffix in (".npy", ".txt")]
     for file in files:
-        rows = read_triplets(file, len(data.vice), odd="last")
+        rows = read_triplets(file, len(data.vice), odd="last", zero_absent=True)  # VICE tells what is 1-based
         last, first = (agreement(rows, data.vice, odd=odd) for odd in ("last", "first"))
         if first > last:
             raise ValueError(
                 f"{file}: VICE agrees with the first column as the odd one in {first:.3f} of rows and with the last in "
                 f"{last:.3f}; the official files have the odd one last. Move the first column to the end."
             )
+        if said := misread(rows, data.vice, odd="last"):
+            raise ValueError(f"{file}: {said}.")
         found.append(count_choices(rows, np.full(len(rows), 2), file.name))
     return found
 
