@@ -1,11 +1,13 @@
 """Two transforms as one."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from contract.files import sha256_of
 from training.__main__ import main
 from training.align import Transform
 
@@ -29,6 +31,23 @@ def test_one_map_does_what_two_did(tmp_path: Path, seed: int, power: float) -> N
     x = np.abs(np.random.default_rng(9).normal(size=(20, 6))).astype(np.float32)
     both = Transform.load(tmp_path / "new/both.npz")
     np.testing.assert_allclose(both.apply(x), second.apply(first.apply(x)), rtol=1e-4, atol=1e-4)
+
+
+def test_what_was_composed_is_recorded_and_other_inputs_are_refused(tmp_path: Path) -> None:
+    first, second, out = (tmp_path / name for name in ("first.npz", "second.npz", "both.npz"))
+    a_transform(0, 6, 4).save(first)
+    a_transform(3, 4, 5).save(second)
+    asked = ["compose", str(first), str(second), "--out", str(out)]
+    main(asked)
+    record = json.loads((tmp_path / "both.json").read_text())
+    assert record["inputs"] == {"first": sha256_of(first), "second": sha256_of(second)}
+    assert {"python", "numpy"} <= set(record["versions"])
+    main(asked)
+    a_transform(4, 4, 5).save(second)
+    with pytest.raises(SystemExit, match=r"both\.json was made with another inputs; remove it or choose another"):
+        main(asked)
+    with pytest.raises(SystemExit, match=r"--out is .*both\.json; expected a file that ends in \.npz"):
+        main([*asked[:-1], f"{tmp_path}/both.json"])
 
 
 def test_a_width_that_does_not_fit_and_a_power_in_the_middle_are_refused() -> None:
