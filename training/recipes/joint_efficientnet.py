@@ -3,6 +3,8 @@
 Command   python -m training joint joint_efficientnet generated:DATA/images/imagenet_sample --data DATA
           --teacher STARTER --weights 0 .1 .25 .5 .75 .9 1 --out runs/joint
 Hardware  2 CPU cores, 4 GB; features are computed once, a weight then takes seconds
+Result    split 0, 144 photos reported: agreement with VICE +.16 to +.18 over the model before for weights from 0 to .9,
+          +.03 [-.01, .07] for weight 1; two-alternative accuracy .90 to .91 at every weight, before .898 (docs/log.md)
 Source    the sum is ours, see training/perceptual/joint.py. Temperature 30 brings dot products of these features to
           the size of the teacher's logits
 """

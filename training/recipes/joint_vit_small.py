@@ -2,7 +2,8 @@
 
 Command   python -m training joint joint_vit_small generated:DATA/images.csv --data DATA --teacher STARTER
           --out runs/joint
-Hardware  2 CPU cores, 6 GB, about an hour a weight; not run at length here
+Hardware  2 CPU cores, 6 GB, about an hour a weight by estimate; not timed at length
+Result    not measured
 Source    constants of perceptual_vit_small and of student_vit_small; the sum is ours, see training/perceptual/joint.py
 """
 

@@ -1,7 +1,8 @@
 """DreamSim's ensemble: DINO, CLIP and OpenCLIP, B/16 each, side by side as they are, through LoRA.
 
 Command   python -m training perceptual perceptual_ensemble nights:NIGHTS --out runs/ensemble --device cuda
-Hardware  one GPU; not run here: weights of a hub could not be fetched
+Hardware  one GPU; not timed and not run here: weights of a hub could not be fetched
+Result    not measured; published, on the test split of NIGHTS: .962
 Source    Fu et al. 2023 and its code: rank 16, alpha 8, dropout 0.3, 16 trials a step, 6 epochs of 13,900 trials,
           OpenCLIP trained on LAION-400M. Its class tokens are taken before the final norm, ours after it;
           OpenCLIP's attention is one fused matrix that adapters cannot replace, so they go into its MLP

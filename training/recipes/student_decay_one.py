@@ -2,7 +2,8 @@
 
 Command   python -m training run student_decay_one --data ../shared/data --out runs/student_decay_one
               --teacher runs/starter --compile
-Hardware  2 CPU cores, 8 GB
+Hardware  2 CPU cores, 8 GB; 8 minutes a split on an idle machine
+Result    split 0, minus the student: agreement -.003 [-.010, .007], 1-NN +.006 [.001, .011] (docs/results.md)
 Source    what decay to the start gives
 """
 

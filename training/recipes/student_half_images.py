@@ -2,7 +2,8 @@
 
 Command   python -m training run student_half_images --data ../shared/data --out runs/student_half_images
               --teacher runs/starter --compile
-Hardware  2 CPU cores, 8 GB
+Hardware  2 CPU cores, 8 GB; not timed; the student's steps, as many and of as many photos, take 8 minutes a split
+Result    not measured
 Source    Muttenthaler et al. 2025, ablation of the number of images
 """
 

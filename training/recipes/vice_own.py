@@ -3,7 +3,7 @@
 Command   python -m training run starter --vice vice_own --data DATA --out RUN, where DATA/things/ has train_90.txt
           and test_10.txt; or `vice` with --recipe vice_own and --objects
 Hardware  1 CPU core; about a minute
-Figures   choices simulated from the published embedding of 60 random THINGS concepts; agreement of the fit's most
+Result    choices simulated from the published embedding of 60 random THINGS concepts; agreement of the fit's most
           likely choice with that embedding's, on 20,000 other triplets (scratch runs, one seed): 600 choices .593,
           1,200 .722. With pi .5 nothing survived pruning at 600; at 3,000 it gave .792
 Source    Muttenthaler et al. 2022. The prior weighs as much as some choices; where those are few it must favour its
