@@ -201,6 +201,17 @@ class ServiceError(Exception):
         return cls(error.fault, f"image {index}: {error}", index=index, limit=error.limit)
 
 
+def require_count(n: int, what: Literal["images", "vectors", "triplets"], limit: int) -> None:
+    """Raises ServiceError 413 when there are more than `limit` of them."""
+    kinds: dict[str, Kind] = {
+        "images": "too_many_images",
+        "vectors": "too_many_vectors",
+        "triplets": "too_many_triplets",
+    }
+    if n > limit:
+        raise ServiceError(kinds[what], f"{n} {what} in one request; at most {limit}.", limit=limit)
+
+
 def body_of(error: ServiceError) -> dict[str, Any]:
     """The problem object of an error."""
     row = TABLE[error.kind]

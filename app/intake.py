@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from app import forms, garbage
-from app.errors import ServiceError
+from app.errors import ServiceError, require_count
 from app.fetch import FetchError, Origin, Target, parse_url
 from app.schemas import Collection, ImageItem
 from app.settings import Settings
@@ -103,24 +103,26 @@ async def in_thread_if_large(size: int, function: Any, *args: Any, small: int = 
     return await asyncio.to_thread(large)
 
 
-def parse_json(body: Body, model: type[M]) -> M:
-    """The JSON body as `model`. Raises ServiceError: not JSON, or not the schema."""
+def parse_json(body: Body, model: type[M], settings: Settings) -> M:
+    """The JSON body as `model`. Raises ServiceError: not JSON, not the schema, or more than the settings allow."""
     try:
         value = orjson.loads(body.content)
     except orjson.JSONDecodeError as error:
         raise ServiceError("invalid_json", f"{error}.") from error
     if not isinstance(value, dict):
         raise ServiceError("invalid_request", f"the body is a JSON {type(value).__name__}; expected an object.")
-    return validate(model, value, strict=True)
+    return validate(model, value, settings, strict=True)
 
 
-def validate(model: type[M], value: dict[str, Any], *, strict: bool = False) -> M:
+def validate(model: type[M], value: dict[str, Any], settings: Settings, *, strict: bool = False) -> M:
     """`value` as `model`. Raises ServiceError naming the first wrong field, never quoting its content.
 
     JSON has types of its own, so it is read strictly: 1 and "yes" are not true. Forms and queries have text.
+    Models must have few errors whatever they are given, as those of `app.schemas` have (but for an admin's weights):
+    pydantic makes an object of each at once, and a megabyte of wrong numbers would stop the process for seconds.
     """
     try:
-        return model.model_validate(value, strict=strict)
+        return model.model_validate(value, strict=strict, context=settings)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "body"
@@ -232,13 +234,6 @@ def _decode_image(item: ImageItem, index: int, settings: Settings) -> bytes | Ta
         limit = settings.max_image_bytes
         raise ServiceError("image_too_large", f"image {index} has more than {limit} bytes.", index=index, limit=limit)
     return decode_base64(text, "image", index)
-
-
-def require_count(n: int, what: str, limit: int) -> None:
-    """Raises ServiceError 413 when there are more than `limit`; `what` is images, vectors or triplets."""
-    kinds: Any = {"images": "too_many_images", "vectors": "too_many_vectors", "triplets": "too_many_triplets"}
-    if n > limit:
-        raise ServiceError(kinds[what], f"{n} {what} in one request; at most {limit}.", limit=limit)
 
 
 def decode_vectors(items: Sequence[Any], size: int, settings: Settings, first: int = 0) -> NDArray[np.float64]:

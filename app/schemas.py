@@ -11,14 +11,17 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WithJsonSchema,
     WrapValidator,
     model_validator,
 )
 
-from app.errors import Problem
+from app.errors import Problem, require_count
+from app.settings import Settings
 from contract.triplets import Kernel
 
 SpaceName = Literal["aligned", "base"]
@@ -39,11 +42,36 @@ Vector = Annotated[
 ]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """What clients send: unknown fields are refused, and no field is quoted."""
+
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown_field(cls, value: Any) -> Any:
+        """Of many unknown fields the first alone: pydantic makes an error of each, and one of them is told."""
+        if not isinstance(value, dict) or len(value) <= len(cls.model_fields):
+            return value
+        unknown = next(name for name in value if name not in cls.model_fields)
+        return {name: value[name] for name in (*cls.model_fields, unknown) if name in value}
 
-class ImageItem(_Strict):
+
+def at_most(what: Literal["images", "vectors", "triplets"]) -> BeforeValidator:
+    """Counts a list before its items are looked at; the limit is that of the settings, the context of validation."""
+
+    def count(value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, list) and isinstance(info.context, Settings):
+            require_count(len(value), what, getattr(info.context, f"max_{what}"))
+        return value
+
+    return BeforeValidator(count)
+
+
+# Every list ends at its first wrong item, which is the one that is told: see `app.intake.validate`.
+
+
+class ImageItem(Strict):
     """One image of a JSON body."""
 
     image: str = Field(
@@ -52,7 +80,7 @@ class ImageItem(_Strict):
     )
 
 
-class Options(_Strict):
+class Options(Strict):
     """Options of every request that embeds or compares."""
 
     model: str | None = Field(default=None, description="Name of the model; the one served if not given.")
@@ -78,14 +106,14 @@ class EmbedOptions(Options):
 class EmbedRequest(EmbedOptions):
     """JSON body of /embed."""
 
-    images: list[ImageItem] = Field(min_length=1)
+    images: Annotated[list[ImageItem], FailFast(), at_most("images")] = Field(min_length=1)
 
 
-class Collection(_Strict):
+class Collection(Strict):
     """Images, or vectors that the client already has."""
 
-    images: list[ImageItem] | None = Field(default=None, min_length=1)
-    vectors: list[Vector] | None = Field(default=None, min_length=1)
+    images: Annotated[list[ImageItem] | None, FailFast(), at_most("images")] = Field(default=None, min_length=1)
+    vectors: Annotated[list[Vector] | None, at_most("vectors")] = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -108,13 +136,13 @@ def _whole_numbers(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
 
 
 Triplet = Annotated[tuple[int, int, int], BeforeValidator(_integers)]
-Triplets = Annotated[list[Triplet], WrapValidator(_whole_numbers)]
+Triplets = Annotated[list[Triplet] | None, FailFast(), WrapValidator(_whole_numbers), at_most("triplets")]
 
 
 class OddOneOutOptions(Options):
     """Options of /odd-one-out."""
 
-    triplets: Triplets | None = Field(
+    triplets: Triplets = Field(
         default=None,
         min_length=1,
         description="Positions in `images` or `vectors`; [[0, 1, 2]] if exactly three are given.",
@@ -149,8 +177,8 @@ class SimilarityOptions(Options):
 class SimilarityRequest(SimilarityOptions):
     """JSON body of /similarity: all pairs of one collection, or queries against candidates."""
 
-    images: list[ImageItem] | None = Field(default=None, min_length=1)
-    vectors: list[Vector] | None = Field(default=None, min_length=1)
+    images: Annotated[list[ImageItem] | None, FailFast(), at_most("images")] = Field(default=None, min_length=1)
+    vectors: Annotated[list[Vector] | None, at_most("vectors")] = Field(default=None, min_length=1)
     queries: Collection | None = None
     candidates: Collection | None = None
 
@@ -341,7 +369,7 @@ class ModelCard(ModelSummary):
     memory: Memory
 
 
-class AliasWeights(_Strict):
+class AliasWeights(Strict):
     """JSON body that changes an alias; and its answer."""
 
     weights: dict[str, float] = Field(min_length=1, description="Models and the weights by which they share.")

@@ -11,19 +11,19 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import orjson
 from fastapi import Response
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from app import intake
-from app.errors import ServiceError
+from app.errors import ServiceError, require_count
 from app.fetch import Target
 from app.intake import Body
-from app.schemas import ImageItem
+from app.schemas import ImageItem, SpaceName
 from app.settings import Settings
 from app.triton_engine import DATATYPES
 from contract.manifest import GRAPH_INPUT
@@ -49,7 +49,7 @@ class InputTensor(_Protocol):
 
     name: str
     datatype: str
-    shape: list[int] = Field(min_length=1, max_length=8)
+    shape: Annotated[list[int], FailFast()] = Field(min_length=1, max_length=8)
     data: Any = Field(default=None, description="Row by row, flat or nested; base64 texts for BYTES.")
 
 
@@ -63,8 +63,8 @@ class InferRequest(_Protocol):
     """JSON of an inference: the one input `pixels` or `images`, and the outputs that are wanted, or all."""
 
     id: str | None = None
-    inputs: list[InputTensor] = Field(min_length=1)
-    outputs: list[OutputAsked] | None = None
+    inputs: Annotated[list[InputTensor], FailFast()] = Field(min_length=1, max_length=1)
+    outputs: Annotated[list[OutputAsked] | None, FailFast()] = Field(default=None, max_length=len(get_args(SpaceName)))
 
 
 class TensorDescription(BaseModel):
@@ -102,17 +102,17 @@ class Tensors:
     files: Sequence[bytes | Target] = field(default_factory=list)
 
 
-def split(body: Body) -> tuple[InferRequest, bytes]:
+def split(body: Body, settings: Settings) -> tuple[InferRequest, bytes]:
     """The JSON of a request, and the bytes behind it. Raises ServiceError: not the protocol."""
     stated = body.headers.get(HEADER)
     if stated is None:
-        return intake.parse_json(body, InferRequest), b""
+        return intake.parse_json(body, InferRequest, settings), b""
     size = int(stated) if stated.isascii() and stated.isdecimal() and len(stated) < 18 else -1
     if not 0 < size <= len(body.content):
         detail = f"{HEADER} is {stated!r}; expected the bytes of the JSON, 1 to {len(body.content)}."
         raise ServiceError("invalid_request", detail)
     head = Body(body.media_type, body.content[:size], body.headers)
-    return intake.parse_json(head, InferRequest), body.content[size:]
+    return intake.parse_json(head, InferRequest, settings), body.content[size:]
 
 
 def timeout_of(asked: InferRequest) -> float | None:
@@ -168,10 +168,7 @@ def tensors_of(asked: InferRequest, rest: bytes, spec: PixelSpec, settings: Sett
     Raises:
         ServiceError: another input, type or shape, or data that do not fill it.
     """
-    if len(asked.inputs) > 1:
-        detail = f"{len(asked.inputs)} inputs; expected one, {GRAPH_INPUT!r} or {FILES!r}."
-        raise ServiceError("invalid_request", detail)
-    given = asked.inputs[0]
+    (given,) = asked.inputs
     _refuse_foreign(given.parameters, f"input {given.name!r}")
     expected = {GRAPH_INPUT: (DATATYPES[spec.dtype], [-1, *spec.shape]), FILES: ("BYTES", [-1])}
     if given.name not in expected:
@@ -182,7 +179,7 @@ def tensors_of(asked: InferRequest, rest: bytes, spec: PixelSpec, settings: Sett
     if given.datatype != datatype or plain[1:] != shape[1:] or len(plain) != len(shape) or plain[0] < 1:
         found = f"{given.datatype[:16]} {given.shape}"
         raise ServiceError("invalid_request", f"input {given.name!r} is {found}; expected {datatype} {shape}.")
-    intake.require_count(plain[0], "images", settings.max_images)
+    require_count(plain[0], "images", settings.max_images)
     blob = _blob(given, rest)
     if given.name == FILES:
         return Tensors(files=_files(given, blob, plain[0], settings))

@@ -54,7 +54,7 @@ async def set_alias(request: Request, name: str) -> AliasWeights:
     service.admin_keys.admit(request.headers.get("authorization"))
     with service.body_bytes.hold() as take:
         body = await intake.read_body(request, service.settings, service.body_bytes.require, take)
-        given = intake.parse_json(body, AliasWeights)
+        given = intake.parse_json(body, AliasWeights, service.settings)
     try:
         service.set_alias(Alias(name, given.weights))
     except ValueError as error:

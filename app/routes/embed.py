@@ -106,14 +106,15 @@ async def _parse_embed(request: Request, taken: Taken) -> tuple[EmbedOptions, Im
     if len(query) < len(request.query_params.multi_items()):
         raise ServiceError("invalid_request", "a query parameter is given twice.")
     if body.media_type.startswith("image/"):
-        return intake.validate(EmbedOptions, query), [body.content]
+        return intake.validate(EmbedOptions, query, settings), [body.content]
     intake.no_query(query)
     if body.media_type == "multipart/form-data":
         fields, files = await intake.parse_form(body, settings, ["images"])
-        return intake.validate(EmbedOptions, fields), intake.files_under(files["images"], "images", settings.max_images)
+        options = intake.validate(EmbedOptions, fields, settings)
+        return options, intake.files_under(files["images"], "images", settings.max_images)
 
     def parse() -> tuple[EmbedOptions, Images]:
-        parsed = intake.parse_json(body, EmbedRequest)
+        parsed = intake.parse_json(body, EmbedRequest, settings)
         if parsed.on_error == "partial":
             return parsed, intake.decode_each(parsed.images, settings)
         return parsed, intake.decode_images(parsed.images, settings)

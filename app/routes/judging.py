@@ -261,7 +261,7 @@ async def _read(request: Request, model: type[Any]) -> Any:
             raise ServiceError(
                 "unsupported_media_type", f"content-type is {body.media_type!r}; expected application/json."
             )
-        return intake.parse_json(body, model)
+        return intake.parse_json(body, model, settings)
 
 
 async def _standing(judging: Judging, token: str, progress: Progress) -> Standing:

@@ -186,7 +186,7 @@ async def infer(request: Request, name: str) -> Response:
         _require_version(request)
         with timings.measure("read"):
             intake.no_query(dict(request.query_params))
-            asked, rest = await intake.in_thread_if_large(size, tensors.split, taken.body)
+            asked, rest = await intake.in_thread_if_large(size, tensors.split, taken.body, taken.service.settings)
             expected = tensors.fingerprints_of(asked)
             model = taken.model(Options(model=name, expect_fingerprint=next(iter(expected.values()), None)))
             manifest = model.manifest

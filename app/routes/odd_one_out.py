@@ -164,13 +164,11 @@ async def _parse_odd_one_out(request: Request, taken: Taken) -> tuple[OddOneOutO
                 values["triplets"] = orjson.loads(fields["triplets"])
             except orjson.JSONDecodeError as error:
                 raise ServiceError("invalid_json", f"field triplets: {error}.") from error
-        options = intake.validate(OddOneOutOptions, values)
-        intake.require_count(len(options.triplets or ()), "triplets", settings.max_triplets)
+        options = intake.validate(OddOneOutOptions, values, settings)
         return options, Given(images=intake.files_under(files["images"], "images", settings.max_images))
 
     def parse() -> tuple[OddOneOutOptions, Given]:
-        parsed = intake.parse_json(body, OddOneOutRequest)
-        intake.require_count(len(parsed.triplets or ()), "triplets", settings.max_triplets)
+        parsed = intake.parse_json(body, OddOneOutRequest, settings)
         return parsed, intake.given(parsed, taken.vector_size(parsed), settings)
 
     return cast(tuple[OddOneOutOptions, Given], await intake.in_thread_if_large(len(body.content), parse))

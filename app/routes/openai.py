@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal, cast
 
 import orjson
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, FailFast, Field
 
 from app import errors, intake, replies
 from app.errors import ServiceError
 from app.exchange import service_of, taken_in, usage
 from app.fetch import Target
 from app.routes.embed import unit
-from app.schemas import ImageItem, Options, SpaceName, Usage
+from app.schemas import ImageItem, Options, SpaceName, Strict, Usage, at_most
 from app.served import ServedModel
 
 router = APIRouter()
@@ -29,15 +29,13 @@ def _items(value: Any) -> Any:
     return [{"image": item} if isinstance(item, str) and item[:8].lower().startswith(_URI) else item for item in items]
 
 
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(Strict):
     """JSON body of /v1/embeddings."""
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
-
     model: str = Field(description="Name of a model of /v1/models.")
-    input: Annotated[list[ImageItem | str], BeforeValidator(_items), Field(min_length=1)] = Field(
-        description="Images: {image: base64, data URI or URL}, or a data URI or URL alone; one or a list."
-    )
+    input: Annotated[
+        list[ImageItem | str], FailFast(), BeforeValidator(_items), at_most("images"), Field(min_length=1)
+    ] = Field(description="Images: {image: base64, data URI or URL}, or a data URI or URL alone; one or a list.")
     encoding_format: Literal["float", "base64"] = "float"
     embedding_type: Literal["float", "base64"] | None = Field(default=None, description="Jina's encoding_format.")
     dimensions: int | None = Field(default=None, description="Refused unless it is the size of the vectors.")
@@ -108,7 +106,7 @@ async def embeddings(request: Request) -> Response:
         settings, timings = taken.service.settings, taken.timings
 
         def parse() -> tuple[EmbeddingsRequest, list[bytes | Target]]:
-            asked = intake.parse_json(taken.body, EmbeddingsRequest)
+            asked = intake.parse_json(taken.body, EmbeddingsRequest, settings)
             for index, item in enumerate(asked.input):
                 if isinstance(item, str):
                     detail = f'input {index} is text; this model embeds images: {{"image": base64 or data URI}}.'

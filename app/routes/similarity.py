@@ -39,7 +39,7 @@ async def similarity(request: Request) -> Response:
         fingerprint = model.space_fingerprint(options)
         # Queries and candidates are embedded together, so a photo on both sides is embedded once.
         images = [image for side in sides for image in side.images]
-        intake.require_count(len(images), "images", service.settings.max_images)
+        errors.require_count(len(images), "images", service.settings.max_images)
         embedded, files = None, list[bytes]()
         if images:
             embedded, files = await vectors_of(model, Given(images=images), options.space, taken)
@@ -87,10 +87,10 @@ async def _parse_similarity(request: Request, taken: Taken) -> tuple[SimilarityO
             expected = "expected files `images`, or both `queries` and `candidates`"
             raise ServiceError("invalid_request", f"files are given as {names}; {expected}.")
         sides = [Given(images=intake.files_under(files[name], name, settings.max_images)) for name in names]
-        return intake.validate(SimilarityOptions, dict(fields)), sides
+        return intake.validate(SimilarityOptions, dict(fields), settings), sides
 
     def parse() -> tuple[SimilarityOptions, list[Given]]:
-        parsed = intake.parse_json(body, SimilarityRequest)
+        parsed = intake.parse_json(body, SimilarityRequest, settings)
         size = taken.vector_size(parsed)
         if parsed.queries is not None and parsed.candidates is not None:
             queries = intake.given(parsed.queries, size, settings)

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import gzip
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -156,6 +157,57 @@ def test_too_many_triplets_are_refused_as_json_and_as_a_form(serve: Serve) -> No
     json = client.post("/odd-one-out", json=as_json(*images, triplets=three))
     form = client.post("/odd-one-out", files=files, data={"triplets": str(three)})
     assert summary(json) == summary(form) == (413, "too_many_triplets", 2)
+
+
+NOTHING = [0] * 2000
+UNKNOWN = {f"no{i}": 0 for i in range(2000)}
+TENSOR = {"name": "pixels", "datatype": "UINT8", "shape": [1]}
+INFER = "/v2/models/toy/infer"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "first"),
+    [
+        ("/embed", {"images": NOTHING}, "images.0: "),
+        ("/embed", {"images": [{"image": ""}], **UNKNOWN}, "no0: "),
+        ("/embed", {"images": [{"image": ""}, {"image": "", **UNKNOWN}]}, "images.1.no0: "),
+        ("/odd-one-out", {"vectors": [], "triplets": NOTHING}, "vectors: "),
+        ("/odd-one-out", {"vectors": [[0]], "triplets": NOTHING}, "triplets.0: "),
+        ("/similarity", {"queries": {"images": NOTHING}, "candidates": {}}, "queries.images.0: "),
+        ("/similarity", {"queries": UNKNOWN}, "queries.no0: "),
+        ("/v1/embeddings", {"model": "toy", "input": NOTHING}, "input.0"),
+        ("/v1/embeddings", {"model": "toy", "input": [{"image": ""}], **UNKNOWN}, "no0: "),
+        (INFER, {"inputs": NOTHING}, "inputs.0: "),
+        (INFER, {"inputs": [TENSOR] * 2000}, "inputs: "),
+        (INFER, {"inputs": [TENSOR | {"shape": [""] * 2000}]}, "inputs.0.shape.0: "),
+        (INFER, {"inputs": [TENSOR], "outputs": NOTHING}, "outputs.0: "),
+    ],
+)
+def test_of_thousands_of_wrong_items_the_first_is_named_and_the_rest_costs_nothing(
+    serve: Serve, path: str, body: dict[str, Any], first: str
+) -> None:
+    reply = serve(max_images=4000).post(path, json=body)
+    assert reply.status_code == 400 and first in reply.text
+    more = re.search(r"\((\d+) more\)", reply.text)  # each was an object of its own, made with everything else waiting
+    assert more is None or int(more[1]) < 10
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code"),
+    [
+        ("/embed", {"images": [0] * 9}, "too_many_images"),
+        ("/v1/embeddings", {"model": "toy", "input": [0] * 9}, "too_many_images"),
+        ("/odd-one-out", {"vectors": [0] * 9}, "too_many_vectors"),
+        ("/odd-one-out", {"vectors": [[0]], "triplets": [0] * 9}, "too_many_triplets"),
+        ("/similarity", {"queries": {"images": [0] * 9}}, "too_many_images"),
+        ("/similarity", {"candidates": {"vectors": [0] * 9}}, "too_many_vectors"),
+    ],
+)
+def test_a_list_is_counted_before_its_items_are_looked_at(
+    serve: Serve, path: str, body: dict[str, Any], code: str
+) -> None:
+    reply = serve(max_images=8, max_vectors=8, max_triplets=8).post(path, json=body)
+    assert reply.status_code == 413 and code in reply.text
 
 
 @pytest.mark.parametrize("path", ["/embed", "/odd-one-out", "/similarity"])
