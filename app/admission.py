@@ -1,4 +1,4 @@
-"""What may come in: bytes of request bodies, and images by their count and by the wait that is predicted.
+"""What may come in: bytes of bodies beside unread replies, and images by their count and the wait that is predicted.
 
 Everything here runs on the event loop, so nothing is locked. The pace (seconds an image takes while the
 service has always a next one) is measured end to end, so it holds for any engine and any mixture of
@@ -29,7 +29,10 @@ BURST_SECONDS = 0.4
 
 
 class ByteBudget:
-    """Bytes of bodies in memory. They count as they arrive: a client that sends nothing holds nothing."""
+    """Bytes in memory: of bodies as they arrive, and of replies that their clients have not taken yet.
+
+    A client that sends nothing holds nothing. A reply cannot be refused any more; its bytes keep new bodies out.
+    """
 
     def __init__(self, most: int, metrics: Metrics) -> None:
         self.most = most
@@ -43,7 +46,7 @@ class ByteBudget:
             self._metrics.rejected.labels("bytes").inc()
             raise ServiceError(
                 "overloaded",
-                f"{self.held} bytes of requests are in memory; at most {self.most}. Try again.",
+                f"{self.held} bytes of requests and unread replies are in memory; at most {self.most}. Try again.",
                 limit=self.most,
                 retry_after=1.0,
             )

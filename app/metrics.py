@@ -222,7 +222,11 @@ class Metrics:
             "Time until the images admitted now are predicted to be done.",
             registry=self.registry,
         )
-        self.held_bytes = Gauge("alignet_body_bytes", "Bytes of request bodies in memory.", registry=self.registry)
+        self.held_bytes = Gauge(
+            "alignet_body_bytes",
+            "Bytes of request bodies and unread replies in memory.",
+            registry=self.registry,
+        )
         self.stuck = Gauge(
             "alignet_stuck_decode_threads", "Decode threads lost to an image that never ends.", registry=self.registry
         )

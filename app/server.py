@@ -1,20 +1,25 @@
-"""uvicorn as this service needs it: it leaves in steps, and a connection that says nothing is closed."""
+"""uvicorn as this service needs it: it leaves in steps, and a connection that says or takes nothing is closed."""
 
 import asyncio
 import signal
 import time
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.admission import ByteBudget
 from app.service import Service
 
 HEADER_SECONDS = 5.0
 """Time a client may take to send the head of a request, from its first byte, or from connecting."""
 LINGER_SECONDS = 15.0
 """Time for the rest of a body that was refused: a client that is cut off sooner never reads why."""
+UNREAD_SECONDS = 15.0
+"""Time in which a client must take `UNREAD_BYTES` of a reply, or what is left: as long as a whole body may take."""
+UNREAD_BYTES = 256 * 1024
+"""Of what waits in this process; a slow phone takes as much. Who takes less keeps memory, and a drain from ending."""
 MAX_HEAD_BYTES = 64 * 1024
 """Of the path and all headers together; and of what may stand between two pieces of a chunked body, or after it."""
 
@@ -84,12 +89,15 @@ class _Joined:
 
 
 class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 with a bound on the head of a request, in bytes and in time; uvicorn has neither.
+    """HTTP/1.1 with a bound on the head of a request, in bytes and in time, and on an unread reply; uvicorn has none.
 
-    Between requests, uvicorn's own keep-alive timeout holds; in a body, the service's.
+    Between requests, uvicorn's own keep-alive timeout holds; in a body, the service's. What waits to be read counts
+    with the bodies in memory, so that new ones are refused before replies fill it.
     """
 
     _late: asyncio.TimerHandle | None = None
+    _unread = 0
+    _next_look: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _in_head = True
     _in_body = False
@@ -97,13 +105,42 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Start the clock: the first request must come."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # whatever waits is told, not only what is more than a buffer
+        self._budget: ByteBudget = cast(Any, self.config.app).state.service.body_bytes
         self.transport = _Joined(transport, self.loop)  # type: ignore[assignment]  # replies are written to it
         self._start_clock(HEADER_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clocks."""
         self._stop_clock()
+        self._count(0)
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """A reply waits for its client: the operating system has all that it keeps of it."""
+        super().pause_writing()
+        self._count(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """All of it is sent."""
+        self._count(0)
+        super().resume_writing()
+
+    def look(self) -> None:
+        """Give the connection up, with what waits for it, unless its client has taken enough since the last time."""
+        unread = self.transport.get_write_buffer_size()
+        if unread > self._unread - UNREAD_BYTES:
+            self.transport.abort()  # closing would wait until all is sent
+        else:
+            self._count(unread)
+
+    def _count(self, unread: int) -> None:
+        """Hold as many bytes of replies, and look again later if there are any."""
+        self._budget.held += unread - self._unread
+        self._unread = unread
+        if self._next_look is not None:
+            self._next_look.cancel()
+        self._next_look = self.loop.call_later(UNREAD_SECONDS, self.look) if unread else None
 
     def data_received(self, data: bytes) -> None:
         """Count what is neither a body nor a whole head: heads, the framing of chunks, trailers."""

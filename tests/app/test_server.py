@@ -16,7 +16,7 @@ import uvicorn
 from app import server as server_module
 from app.engine import OnnxEngine
 from app.main import create_app
-from app.server import MAX_HEAD_BYTES, Protocol, Server
+from app.server import MAX_HEAD_BYTES, UNREAD_BYTES, Protocol, Server
 from app.settings import Settings
 from tests.toy import encoded, photo
 
@@ -249,6 +249,51 @@ def test_a_client_whose_body_is_refused_may_finish_it_and_read_why(run: Run, mon
     with contextlib.closing(running.connect()) as connection:
         connection.request("POST", "/embed", pieces(), PNG | {"Content-Length": "4000"})
         assert connection.getresponse().status == 413
+
+
+VECTORS = b'{"vectors": [' + b"[0.12345678,1,2,3,4]," * 1023 + b"[0.12345678,1,2,3,4]]}"
+ALL_PAIRS = b"POST /similarity HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+ALL_PAIRS += b"Content-Length: %d\r\n\r\n" % len(VECTORS) + VECTORS  # 18 MB, more than Linux keeps for a client
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def unread(running: Running) -> Iterator[tuple[socket.socket, Any, Any]]:
+    """A client that has not read the reply to `ALL_PAIRS` yet, its connection at the server, and what is held."""
+    budget = running.server.config.app.state.service.body_bytes
+    with running.socket() as plain:
+        plain.sendall(ALL_PAIRS)
+        wait_for(lambda: budget.held > 1_000_000)
+        (connection,) = running.server.server_state.connections
+        yield plain, connection, budget
+
+
+def test_a_reply_that_nobody_reads_is_counted_and_given_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "UNREAD_SECONDS", 1.0)
+    running = run()
+    with unread(running) as (_, _, budget):
+        wait_for(lambda: not running.server.server_state.connections)  # for which a drain waits
+        assert budget.held == 0
+
+
+def test_a_reply_that_is_read_slowly_arrives_whole(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "UNREAD_SECONDS", 600.0)
+    received = 0
+    with unread(run()) as (plain, connection, budget):
+        while (held := budget.held) > 0:
+            while connection.transport.get_write_buffer_size() > max(0, held - UNREAD_BYTES):
+                received += len(plain.recv(65536))
+            connection.loop.call_soon_threadsafe(connection.look)  # as after UNREAD_SECONDS
+            wait_for(lambda before=held: budget.held < before)
+        connection.loop.call_soon_threadsafe(connection.shutdown)
+        received += len(closed_by_server(plain))
+    assert received > 18_000_000
 
 
 def test_a_refused_body_that_never_ends_is_cut_off(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
