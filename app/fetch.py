@@ -30,6 +30,7 @@ _ORIGIN = re.compile(
     r"(?P<scheme>https?)://(?P<any>\*\.)?(?P<host>[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::(?P<port>\d{1,5}))?"
 )
 _PORTS = {"http": 80, "https": 443}
+_NO_URL = "its URL is not of the form http(s)://host/path"
 _REFUSED = "its origin is not on the list of those that images are fetched from"
 
 # Not of the internet although some version of `ipaddress` says so: special blocks that clouds put their own
@@ -101,7 +102,7 @@ def parse_url(text: str, allowed: Sequence[Origin]) -> Target:
     host, slash, rest = re.split(r"([/?#]|$)", tail, maxsplit=1) if separator else ("", "", "")
     found = _URL.fullmatch((head + separator + host).lower() + (slash + rest).partition("#")[0])
     if found is None:
-        raise FetchError("its URL is not of the form http(s)://host/path", refused=True)
+        raise FetchError(_NO_URL, refused=True)
     path = found["rest"] or "/"
     port = int(found["port"] or _PORTS[found["scheme"]])
     target = Target(found["scheme"], found["host"], port, path if path.startswith("/") else "/" + path)
@@ -210,7 +211,11 @@ class Fetcher:
             given = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
             if response.status in (301, 302, 303, 307, 308) and "location" in given:
                 base = f"{target.scheme}://{target.host}:{target.port}{target.path}"
-                return parse_url(urljoin(base, given["location"]), self.allowed)
+                try:
+                    following = urljoin(base, given["location"])
+                except ValueError:  # a bracket that is not closed, for instance; the text would name the host
+                    raise FetchError(_NO_URL, refused=True) from None
+                return parse_url(following, self.allowed)
             if response.status != 200:
                 raise FetchError(f"its server answers {response.status}")
             media_type = given.get("content-type", "image/").split(";")[0].strip().lower()

@@ -222,6 +222,7 @@ def test_an_image_is_fetched_through_redirects_that_are_allowed(site: int, path:
         ("to/http://127.0.0.1:PORT/image", True, "not on the list"),
         ("to/http://a.test:22/image", True, "not on the list"),
         ("to/file:///etc/passwd", True, "form"),
+        ("to/http://[x", True, "form"),
         ("type/text/html", True, "no image"),
         ("gzip", True, "compressed"),
         ("stated", True, "bytes"),
