@@ -24,7 +24,7 @@ from app.files import photos_under
 from app.judging.choosing import PART, WHOLE
 from app.timings import Timings
 from contract.files import whole
-from contract.pixels import FORMATS, ImageError, PixelLimits, PixelSpec, load_pixels
+from contract.pixels import FORMATS, ImageError, PixelLimits, PixelSpec, load_pixels, load_sized
 
 log = logging.getLogger("alignet")
 
@@ -99,23 +99,29 @@ def copies(content: bytes, limits: PixelLimits) -> tuple[bytes, bytes]:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
+                width, height = height, width
     except Exception as error:  # Pillow raises a dozen types; `load_pixels` says which fault it is
         load_pixels(content, PixelSpec(height=1, width=1, resize="squash", dtype="uint8"), limits)
         raise ImageError("undecodable_image", f"image does not decode: {type(error).__name__}.") from error
-    if turned:
-        width, height = height, width
-    scale = min(1.0, LONGEST / max(width, height))
-    spec = PixelSpec(
-        height=max(1, round(height * scale)), width=max(1, round(width * scale)), resize="squash", dtype="uint8"
-    )
-    whole_photo = Image.fromarray(np.ascontiguousarray(load_pixels(content, spec, limits).transpose(1, 2, 0)))
+    pixels, upright = load_sized(content, _to_show(width, height), limits)
+    if upright != (width, height):  # a guess: only the decoder knows by which of a file's statements it is turned
+        pixels, _ = load_sized(content, _to_show(*upright), limits)
+    whole_photo = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     w, h = whole_photo.size
     cut = (1 - MIDDLE) / 2
     part = whole_photo.crop(
         (round(w * cut), round(h * cut), max(1, round(w * (1 - cut))), max(1, round(h * (1 - cut))))
     )
     return _jpeg(whole_photo), _jpeg(part)
+
+
+def _to_show(width: int, height: int) -> PixelSpec:
+    """Pixels of what people see of an upright photo of this size."""
+    scale = min(1.0, LONGEST / max(width, height))
+    return PixelSpec(
+        height=max(1, round(height * scale)), width=max(1, round(width * scale)), resize="squash", dtype="uint8"
+    )
 
 
 def _jpeg(image: Image.Image) -> bytes:
