@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +144,8 @@ class Vectors:
         self.file = folder / f"vectors-{fingerprint}.npz"
         self._size = size
         self._known: dict[str, NDArray[np.float32]] = self._read()
-        self._new = 0
+        self._saved = len(self._known)
+        self._writing = threading.Lock()
 
     def _read(self) -> dict[str, NDArray[np.float32]]:
         if not self.file.exists():
@@ -162,22 +164,35 @@ class Vectors:
         return [photo for photo in photos if photo.sha256 not in self._known]
 
     def add(self, sha256: str, vector: NDArray[np.float32]) -> None:
-        """Keep one vector."""
+        """Keep one vector of a photo that was missing."""
         self._known[sha256] = vector
-        self._new += 1
-        if self._new >= SAVE_EVERY:
-            self.save()
+
+    @property
+    def unsaved(self) -> int:
+        """Vectors that are not in the file yet."""
+        return len(self._known) - self._saved
 
     def save(self) -> None:
-        """Write the file, if there is anything new."""
-        if self._new:
-            with whole(self.file) as stream:
-                np.savez(stream, sha256=np.array(list(self._known)), vectors=np.stack(list(self._known.values())))
-            self._new = 0
+        """Write the file, if there is anything new. Takes as long as all vectors do: call it in a thread.
+
+        Vectors may be added meanwhile; a second call waits for the first, for both write one temporary file.
+        """
+        with self._writing:
+            if self.unsaved:
+                known = dict(self._known)  # as they are at one moment
+                with whole(self.file) as stream:
+                    np.savez(stream, sha256=np.array(list(known)), vectors=np.stack(list(known.values())))
+                self._saved = len(known)
 
     def of(self, photos: list[Photo]) -> NDArray[np.float32]:
         """[n, d] of photos that all have one."""
         return np.stack([self._known[photo.sha256] for photo in photos])
+
+
+def _read(file: Path) -> tuple[bytes, str]:
+    """A file, and the sha256 of what was read."""
+    content = file.read_bytes()
+    return content, hashlib.sha256(content).hexdigest()
 
 
 async def embed_missing(
@@ -200,8 +215,8 @@ async def embed_missing(
     faults: dict[str, str] = {}
 
     async def one(photo: Photo) -> None:
-        content = await asyncio.to_thread((study_photos / photo.path).read_bytes)
-        if hashlib.sha256(content).hexdigest() != photo.sha256:
+        content, sha256 = await asyncio.to_thread(_read, study_photos / photo.path)
+        if sha256 != photo.sha256:
             faults[photo.sha256] = "the file has changed while it was read."
             return
         try:
@@ -217,6 +232,8 @@ async def embed_missing(
         for start in range(0, len(missing), AT_ONCE):
             counted(start, len(missing))
             await asyncio.gather(*map(one, missing[start : start + AT_ONCE]))
+            if vectors.unsaved >= SAVE_EVERY:
+                await asyncio.to_thread(vectors.save)
     finally:
-        vectors.save()
+        await asyncio.to_thread(vectors.save)
     return faults
