@@ -18,12 +18,16 @@ from app.server import Protocol, Server
 from app.service import VERSION
 from app.settings import Settings
 
+OTHER_COMMANDS = """other commands:
+  alignet-serve bulk FOLDER --out OUT      embed every photo of a folder
+  alignet-serve judgments STUDY --out OUT  write what a study has collected, as training reads it
+
+each has its own --help and --version
+"""
+
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT; exit 1 if the bundle cannot be served, 2 for a wrong setting."""
-    if sys.argv[1:] == ["--version"]:
-        print(f"alignet-serve {VERSION}")
-        return
     if sys.argv[1:2] == ["bulk"]:
         from app import bulk  # here: serving needs nothing of it
 
@@ -33,7 +37,7 @@ def main() -> None:
 
         raise SystemExit(export.main(sys.argv[2:]))
     try:
-        settings = Settings(_cli_parse_args=True)  # type: ignore[call-arg]  # taken by BaseSettings
+        settings = Settings(_cli_settings_source=_flags()(args=True))  # type: ignore[call-arg]  # BaseSettings takes it
     except ValidationError as error:
         for fault in error.errors(include_input=False, include_url=False):
             print(f"setting {'.'.join(map(str, fault['loc']))}: {fault['msg']}", file=sys.stderr)
@@ -96,9 +100,14 @@ def _serve(settings: Settings) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """All settings as flags, and the other commands; shells complete and the reference is written from it."""
-    root: argparse.ArgumentParser = CliSettingsSource(Settings, cli_parse_args=False).root_parser
-    root.add_argument("--version", action="version", version=f"alignet-serve {VERSION}")
-    return root
+    return _flags().root_parser
+
+
+def _flags() -> CliSettingsSource[argparse.ArgumentParser]:
+    source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(Settings, cli_parse_args=False)
+    source.root_parser.add_argument("--version", action="version", version=f"alignet-serve {VERSION}")
+    source.root_parser.epilog = OTHER_COMMANDS
+    return source
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import uuid
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -369,6 +370,7 @@ def parser() -> argparse.ArgumentParser:
         description="Embed every photo of a folder; the same command resumes. Threads, limits and devices that are "
         "no option here are the ALIGNET_ variables of the service.",
     )
+    parser.add_argument("--version", action="version", version=f"alignet-serve {version('alignet-serve')}")
     parser.add_argument("folder", type=Path, help="photos, searched with all folders inside")
     parser.add_argument("--out", type=Path, required=True, help="folder of the vectors, made if it is not there")
     parser.add_argument("--bundle", type=Path, default=settings.bundles[0], help="default: the service's (%(default)s)")

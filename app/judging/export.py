@@ -24,6 +24,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,7 @@ def parser() -> argparse.ArgumentParser:
         prog="alignet-serve judgments",
         description="Write what a study has collected as training reads it. The service may run meanwhile.",
     )
+    parser.add_argument("--version", action="version", version=f"alignet-serve {version('alignet-serve')}")
     parser.add_argument("study", type=Path, help="the study file, as --judging has it")
     parser.add_argument("--out", type=Path, required=True, help="folder to make, or to write anew")
     kinds: dict[str, tuple[Callable[[str], Any], str]] = {

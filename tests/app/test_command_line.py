@@ -68,9 +68,16 @@ def asked(url: str, image: bytes) -> int:
         return int(reply.status)
 
 
-def test_version_is_the_packages() -> None:
-    done = run("--version")
+@pytest.mark.parametrize("command", [[], ["bulk"], ["judgments"]])
+def test_version_is_the_packages(command: list[str]) -> None:
+    done = run(*command, "--version")
     assert (done.returncode, done.stdout) == (0, f"alignet-serve {VERSION}\n")
+
+
+def test_help_names_the_other_commands_and_the_version() -> None:
+    told = run("--help").stdout
+    for command in ("alignet-serve bulk ", "alignet-serve judgments ", "--version"):
+        assert command in told
 
 
 def test_help_names_every_setting() -> None:
