@@ -3,7 +3,7 @@
 For programs that speak it already. Errors have its shape too (app.errors), with our codes; /embed can do more.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, cast
 
 import orjson
@@ -156,7 +156,7 @@ async def listed(request: Request) -> Response:
     service = service_of(request)
     service.keys.admit(request.headers.get("authorization"))
     service.require_any()
-    data = [_model(model) for model in service.models.current.models.values()]
+    data = [described(model) for model in service.models.current.models.values()]
     return Response(orjson.dumps({"object": "list", "data": data}), media_type="application/json")
 
 
@@ -170,9 +170,12 @@ async def retrieved(request: Request, name: str) -> Response:
     """One model."""
     service = service_of(request)
     service.keys.admit(request.headers.get("authorization"))
-    return Response(orjson.dumps(_model(service.model(name))), media_type="application/json")
+    return Response(orjson.dumps(described(service.model(name))), media_type="application/json")
 
 
-def _model(model: ServedModel) -> dict[str, Any]:
-    created = int(datetime.fromisoformat(model.manifest.created).timestamp())
-    return {"id": model.name, "object": "model", "created": created, "owned_by": "alignet"}
+def described(model: ServedModel) -> dict[str, Any]:
+    """A model as OpenAI's API lists it; its bundle's date is UTC unless it names a zone."""
+    created = datetime.fromisoformat(model.manifest.created)
+    if created.tzinfo is None:  # else this machine's zone would count
+        created = created.replace(tzinfo=UTC)
+    return {"id": model.name, "object": "model", "created": int(created.timestamp()), "owned_by": "alignet"}

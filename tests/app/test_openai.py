@@ -1,6 +1,8 @@
 """The OpenAI-shaped paths, asked by OpenAI's own client."""
 
 import base64
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from app.engine import OnnxEngine
 from app.errors import TABLE, Kind, OpenAIError
-from app.routes.openai import EmbeddingsReply, EmbeddingsRequest, ModelReply, ModelsReply
+from app.routes.openai import EmbeddingsReply, EmbeddingsRequest, ModelReply, ModelsReply, described
 from tests.toy import encoded, photo
 
 FILES = [encoded(photo(seed)) for seed in range(3)]
@@ -93,6 +95,16 @@ def test_models(ask: openai.OpenAI) -> None:
     assert (model.id, model.object, model.owned_by) == ("toy", "model", "alignet")
     assert model.created == 1767225600  # 2026-01-01
     assert ask.models.retrieve("toy") == model
+
+
+@pytest.mark.parametrize("created", ["2026-01-01", "2026-01-01T00:00:00", "2026-01-01T09:00:00+09:00"])
+def test_a_date_without_a_zone_is_utc_wherever_the_service_runs(created: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = SimpleNamespace(name="toy", manifest=SimpleNamespace(created=created))
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        assert described(model)["created"] == 1767225600
+    time.tzset()
 
 
 def test_keys_and_busy_services(serve: Any) -> None:
