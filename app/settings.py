@@ -121,8 +121,8 @@ class Settings(BaseSettings):
     max_held_bytes: int = Field(
         default=256 * 2**20,
         ge=1024,
-        description="Bytes of request bodies in memory at once; beyond it requests get 429. Reading and decoding "
-        "them takes about three times as much.",
+        description="Bytes of request bodies and unread replies in memory at once; beyond it requests get 429. Reading "
+        "and decoding bodies takes about three times as much.",
     )
     cache_images: int = Field(
         default=0,
