@@ -18,12 +18,12 @@ theta_0 and the step.
 """
 
 import functools
-import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,10 +34,12 @@ from tqdm import tqdm
 from contract.ahead import ahead
 from training.encoders import Encoder, weights_digest
 from training.feeds import Feed, Step
+from training.images import Images, digest_of
 from training.processes import Place, place
 from training.stage import claim
 from training.student_model import load_weights
 from training.trainer import Distillation, DistillConfig, TrainConfig, Trainer
+from training.triplet_files import digest
 
 Load = Callable[[NDArray[np.int64]], Tensor]
 """Rows of images to their uint8 pixels [m, 3, height, width]."""
@@ -51,6 +53,7 @@ def distill(
     config: DistillConfig,
     out: Path,
     *,
+    inputs: Mapping[str, Any],
     targets: NDArray[np.float32] | None = None,
     device: str = "cpu",
 ) -> None:
@@ -64,12 +67,14 @@ def distill(
         feed: what each step embeds and judges.
         config: constants.
         out: folder for `checkpoint.pt`, `log.jsonl` and `weights.safetensors`.
+        inputs: what `load` and `feed` are made of, as `inputs_of` gives it; recorded beside digests of the encoder and
+            the vectors. A checkpoint is gone on with only where all of it is the same.
         targets: [n, p] vectors that the regression predicts; the teacher's if not given.
         device: where to compute.
 
     Raises:
-        ValueError: vectors that are not finite, a regression without vectors, or a checkpoint of another
-            configuration.
+        ValueError: vectors that are not finite, a regression without vectors, or `out` belongs to another
+            configuration or other inputs; the message names those that differ.
         FloatingPointError: the loss is not finite; the message names the step.
     """
     vectors = [_checked(x, name) for x, name in ((teacher, "teacher's vector"), (targets, "regression target"))]
@@ -81,7 +86,8 @@ def distill(
     if here.rank == 0:
         # Two processes take the steps of one: how many there are, and how they share the model, is no identity.
         same = {"microbatch": None, "parallel": "ddp"}
-        identity = {"config": asdict(config) | same, "inputs": _digests(encoder, teacher, targets, feed(0))}
+        learned = _digests(encoder, teacher, targets)
+        identity = {"config": asdict(config) | same, "inputs": {**inputs, **learned}}
         claim(out / "config.json", identity, ("numpy", "timm", "torch"))
     here.wait()
     if not (out / "weights.safetensors").exists():
@@ -92,6 +98,20 @@ def distill(
         trainer.write(out)
         here.wait()
     load_weights(encoder, out / "weights.safetensors")
+
+
+def inputs_of(images: Images, feed: Mapping[str, Any], **arrays: NDArray[Any]) -> dict[str, Any]:
+    """What the steps of a distillation are made of, for its record.
+
+    Args:
+        images: those that rows are of; names and sizes are hashed, in their order, see `digest_of`.
+        feed: its constants.
+        arrays: all else that it draws from: the group of each image [n], or triplets and their similarities, [t, 3].
+
+    Returns:
+        The feed's constants, and a sha256 of each of the others.
+    """
+    return {"feed": dict(feed), "images": digest_of(images)} | {name: digest(a) for name, a in arrays.items()}
 
 
 def take_steps(
@@ -151,13 +171,12 @@ def _checked(vectors: NDArray[np.float32] | None, name: str) -> Tensor | None:
 
 
 def _digests(
-    encoder: Encoder, teacher: NDArray[np.float32] | None, targets: NDArray[np.float32] | None, first: Step
-) -> dict[str, str]:
-    """Sha256 of what is trained, of what it learns from, and of the first step, which tells feeds apart."""
-    arrays = {"teacher": teacher, "targets": targets, "rows": first.rows, "index": first.index}
-    given = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
-    digests = {name: hashlib.sha256(array.data).hexdigest() for name, array in given.items()}
-    return digests | {"encoder": weights_digest(encoder.module)}
+    encoder: Encoder, teacher: NDArray[np.float32] | None, targets: NDArray[np.float32] | None
+) -> dict[str, Any]:
+    """Sha256 of what is trained and of the vectors that it learns from; the pixels that it sees."""
+    vectors = {"teacher": teacher, "targets": targets}
+    digests = {name: digest(array) for name, array in vectors.items() if array is not None}
+    return digests | {"encoder": weights_digest(encoder.module), "pixels": encoder.pixels.to_json()}
 
 
 Prepared = tuple[int, Step, Tensor]

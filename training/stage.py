@@ -35,7 +35,7 @@ def claim(file: Path, identity: dict[str, Any], libraries: Sequence[str]) -> Non
     """Record at `file` what the stage is made of, with the versions of `libraries`.
 
     Raises:
-        ValueError: the file is there and says something else; versions may differ.
+        ValueError: the file is there and says something else, which the message names; versions may differ.
     """
     wanted = json.loads(json.dumps(identity))
     if not file.exists():
@@ -44,7 +44,18 @@ def claim(file: Path, identity: dict[str, Any], libraries: Sequence[str]) -> Non
         return
     stored = json.loads(file.read_text())
     if changed := [key for key in wanted if stored.get(key) != wanted[key]]:
-        raise ValueError(f"{file} was made with another {' and other '.join(changed)}; remove it or choose another.")
+        parts = [part for key in changed for part in _differing(key, stored.get(key), wanted[key])]
+        raise ValueError(
+            f"{file} was made with another {' and other '.join(changed)}; remove it or choose another. "
+            f"It differs in {', '.join(parts)}."
+        )
+
+
+def _differing(key: str, stored: Any, wanted: Any) -> list[str]:
+    """`key`, or `key.part` of each part that is not the same in both."""
+    if not isinstance(stored, dict) or not isinstance(wanted, dict):
+        return [key]
+    return [f"{key}.{part}" for part in sorted(stored | wanted) if stored.get(part) != wanted.get(part)]
 
 
 def read_features(file: Path) -> tuple[NDArray[np.float32], str]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from training.align import Transform
 from training.cluster import ClusterConfig, cluster
-from training.distill import distill
+from training.distill import distill, inputs_of
 from training.embed import EmbedConfig, extract
 from training.encoders import Encoder
 from training.feeds import FeedConfig, feed_of
@@ -216,12 +216,22 @@ def _student(
         vectors = lesson.clustered[: len(data.photos)]
         label = clusters_of(vectors, rows, recipe.clusters, recipe.seed, folder / "clusters")
     seed = recipe.feed.feed_seed + held.seed
-    feed = feed_of(replace(recipe.feed, feed_seed=seed), rows, label)
+    feed_config = replace(recipe.feed, feed_seed=seed)
+    feed = feed_of(feed_config, rows, label)
     if recipe.views:
         feed = with_views(feed, len(data.photos), recipe.views, seed=seed)
     config = replace(recipe.distill, seed=recipe.distill.seed + held.seed)
-    load = PixelLoader(images, student.pixels)
-    distill(student, load, lesson.judged, feed, config, folder, targets=lesson.regressed, device=computing.device)
+    distill(
+        student,
+        PixelLoader(images, student.pixels),
+        lesson.judged,
+        feed,
+        config,
+        folder,
+        inputs=inputs_of(images, asdict(feed_config), groups=label),
+        targets=lesson.regressed,
+        device=computing.device,
+    )
     return student
 
 

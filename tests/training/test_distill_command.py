@@ -41,17 +41,36 @@ def test_the_weights_it_writes_are_a_checkpoint_for_the_same_model(inputs: Path)
     assert json.loads((inputs / "out/config.json").read_text())["config"]["temperature"] == 100
 
 
-def test_judged_triplets_are_read_through_their_gates(inputs: Path) -> None:
+def write_triplets(file: Path, similarities: np.ndarray) -> list[str]:
+    """Random triplets of the 20 photos with these similarities [t, 3]; the option that names them."""
+    rows = np.random.default_rng(0).permuted(np.tile(np.arange(20), (len(similarities), 1)), axis=1)[:, :3]
     names = np.array([f"{i:02d}.png" for i in range(20)])
-    rows = np.random.default_rng(0).permuted(np.tile(np.arange(20), (60, 1)), axis=1)[:, :3]
-    file = inputs / "train_random.npz"
-    similarities = np.tile(np.float32([3, 1, 0]), (60, 1))
     np.savez(file, filenames=names[rows], similarities=similarities, indices=rows)
-    distill(inputs, "--triplets", str(file))
+    return ["--triplets", str(file)]
+
+
+def test_judged_triplets_are_read_through_their_gates(inputs: Path) -> None:
+    similarities = np.tile(np.float32([3, 1, 0]), (60, 1))
+    distill(inputs, *write_triplets(inputs / "train_random.npz", similarities))
     assert (inputs / "out/weights.safetensors").exists()
-    np.savez(file, filenames=names[rows], similarities=similarities[:, ::-1].copy(), indices=rows)
+    turned = write_triplets(inputs / "train_random.npz", similarities[:, ::-1].copy())
     with pytest.raises(SystemExit, match="error"):
-        distill(inputs, "--triplets", str(file), "--out", str(inputs / "other"))
+        distill(inputs, *turned, "--out", str(inputs / "other"))
+
+
+def test_a_run_goes_on_with_the_triplets_and_photos_that_it_began_with(inputs: Path) -> None:
+    similarities = np.tile(np.float32([3, 1, 0]), (60, 1))
+    triplets = write_triplets(inputs / "train_random.npz", similarities)
+    distill(inputs, *triplets)
+    similarities[-1] = [4, 1, 0]  # a row that the first step does not draw
+    write_triplets(inputs / "train_random.npz", similarities)
+    with pytest.raises(SystemExit, match=r"another inputs; .* differs in inputs\.similarities\."):
+        distill(inputs, *triplets)
+    write_photo(inputs / "photos/07.png", (0.5, 0.5, 0.5), 99)
+    with pytest.raises(SystemExit, match=r"differs in inputs\.images, inputs\.similarities\."):
+        distill(inputs, *triplets)
+    with pytest.raises(SystemExit, match=r"differs in inputs\.feed, "):
+        distill(inputs, *triplets, "--feed-seed", "1")
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_a_trained_readout_is_written_beside_its_backbone_and_read_again(tmp_pat
         temperature=1.0, steps=4, learning_rate=1e-3, warmup=1, regression=1.0, regress="embedding",
         head_rate=1e-2, adaptation=Adaptation(frozen_blocks=1), precision="fp32", checkpoint_every=2,
     )  # fmt: skip
-    distill(encoder, lambda rows: pixels[torch.from_numpy(rows)], teacher, feed, config, tmp_path)
+    distill(encoder, lambda rows: pixels[torch.from_numpy(rows)], teacher, feed, config, tmp_path, inputs={})
     after = features_of(encoder, pixels)
     assert (after - before).abs().max() > 1e-3
     load_weights(other, tmp_path / "weights.safetensors")
@@ -72,7 +72,7 @@ def test_heads_have_a_rate_of_their_own_and_are_not_pulled_back(tmp_path: Path) 
         temperature=1.0, steps=5, learning_rate=1e-9, warmup=1, decay=1e5, head_rate=1e-2, precision="fp32"
     )
     blocks = {name: tensor.clone() for name, tensor in blocks.items()}
-    distill(encoder, lambda rows: pixels[torch.from_numpy(rows)], teacher, feed, config, tmp_path)
+    distill(encoder, lambda rows: pixels[torch.from_numpy(rows)], teacher, feed, config, tmp_path, inputs={})
     moved = encoder.module.backbone.state_dict()
     assert all(torch.allclose(tensor, moved[name], atol=1e-6) for name, tensor in blocks.items())
     assert (encoder.module.readout.weight - head).abs().max() > 5e-3
@@ -90,7 +90,7 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     feed = in_batch(np.arange(6), np.arange(6) % 2, batch=4, per_group=2, triplets=9, sampling="random", seed=0)
     config = DistillConfig(regression=1.0, regress="embedding")
     with pytest.raises(ValueError, match="the embedding has 2 values, the vectors to regress 4"):
-        distill(encoder, lambda rows: photos(len(rows)), vectors, feed, config, tmp_path)
+        distill(encoder, lambda rows: photos(len(rows)), vectors, feed, config, tmp_path, inputs={})
 
 
 def test_lora_trains_the_readout_whole_and_merges_into_the_blocks(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_lora_trains_the_readout_whole_and_merges_into_the_blocks(tmp_path: Path
     names, head = set(encoder.module.state_dict()), encoder.module.readout.weight.clone()
     lora = Adaptation(lora_rank=2, lora_targets=("qkv",))
     config = DistillConfig(temperature=1.0, steps=4, learning_rate=1e-2, warmup=1, adaptation=lora, precision="fp32")
-    distill(encoder, lambda rows: pixels[torch.from_numpy(rows)], teacher, feed, config, tmp_path)
+    distill(encoder, lambda rows: pixels[torch.from_numpy(rows)], teacher, feed, config, tmp_path, inputs={})
     assert set(encoder.module.state_dict()) == names
     assert (encoder.module.readout.weight - head).abs().max() > 1e-4
 

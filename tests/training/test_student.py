@@ -67,6 +67,8 @@ def test_students_are_judged_beside_base_and_teacher_and_a_rerun_trains_nothing(
 def test_a_run_may_be_content_with_some_splits_and_go_on_later(teacher: tuple[Path, Path], tmp_path: Path) -> None:
     first, *rest = RECIPE.split_seeds
     assert run_students(RECIPE, *teacher, tmp_path / "out", only=[first])["splits"] == [first]
+    recorded = json.loads((tmp_path / f"out/split-{first}/config.json").read_text())["inputs"]
+    assert set(recorded) >= {"images", "feed", "groups", "teacher", "encoder"}
     weights = (tmp_path / f"out/split-{first}/weights.safetensors").read_bytes()
     assert run_students(RECIPE, *teacher, tmp_path / "out")["splits"] == [first, *rest]
     assert (tmp_path / f"out/split-{first}/weights.safetensors").read_bytes() == weights

@@ -9,6 +9,7 @@ torchrun --nproc-per-node N -m training distill ...
 """
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,9 @@ def do(args: argparse.Namespace) -> None:
         teacher, targets = (_vectors(path, len(images)) for path in (args.teacher, args.regress_on))
         if args.readout_blocks:
             student = _with_readout(args, student, images, teacher, device)
-        feed = _feed(args, images.names, teacher)
+        feed, inputs = _feed(args, images, teacher)
         load = PixelLoader(images, student.pixels)
-        distill(student, load, teacher, feed, config, args.out, targets=targets, device=device)
+        distill(student, load, teacher, feed, config, args.out, inputs=inputs, targets=targets, device=device)
 
 
 def _with_readout(args: argparse.Namespace, student: Any, images: Any, teacher: Any, device: str) -> Any:
@@ -105,7 +106,9 @@ def _vectors(path: Path | None, n: int) -> Any:
     return np.asarray(vectors, np.float32)
 
 
-def _feed(args: argparse.Namespace, names: Any, teacher: Any) -> Any:
+def _feed(args: argparse.Namespace, images: Any, teacher: Any) -> Any:
+    """(the feed, what it is made of)."""
+    from training.distill import inputs_of
     from training.feeds import FeedConfig, feed_of, labelled_feed
     from training.triplet_files import Names
     from training.triplet_gates import Gates, load
@@ -114,10 +117,13 @@ def _feed(args: argparse.Namespace, names: Any, teacher: Any) -> Any:
     if (args.triplets is None) == (teacher is None or args.groups is None):
         raise ValueError("give either --teacher with --groups, or --triplets (--teacher may then check them).")
     if args.triplets is not None:
-        loaded = load(args.triplets, Names(np.array(names), args.images), Gates(), features=teacher, classes=None)
-        return labelled_feed(loaded.rows, loaded.similarities, batch=config.batch, seed=config.feed_seed)
-    groups = _groups(args, len(names))
-    return feed_of(config, np.flatnonzero(groups >= 0), groups)
+        names = Names(np.array(images.names), args.images)
+        loaded = load(args.triplets, names, Gates(), features=teacher, classes=None)
+        feed = labelled_feed(loaded.rows, loaded.similarities, batch=config.batch, seed=config.feed_seed)
+        constants = {"feed": "labelled", "batch": config.batch, "feed_seed": config.feed_seed}
+        return feed, inputs_of(images, constants, triplets=loaded.rows, similarities=loaded.similarities)
+    groups = _groups(args, len(images))
+    return feed_of(config, np.flatnonzero(groups >= 0), groups), inputs_of(images, asdict(config), groups=groups)
 
 
 def _groups(args: argparse.Namespace, n: int) -> Any:
