@@ -28,9 +28,9 @@ from training.images import read_manifest
 from training.people import read_people
 from training.perceptual.class_triplets import split_images
 from training.perceptual.generated import GeneratorConfig, generate
-from training.perceptual.subset import Subset
 from training.perceptual.trials import Trials
 from training.photos import NO_CONCEPT, read_photos
+from training.subset import Subset
 from training.tables import read_rows
 
 PATCH = 64

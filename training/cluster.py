@@ -20,6 +20,7 @@ elbow.json, .svg   all points, the knee; their plot
 fit/restart-N.npz  centroids after the last iteration that was kept, to go on from
 centroids.npy      float32 [c, p]
 assignments.npy    int32 [n], the cluster of every row
+names.txt          the image of every row, where the features have such a list beside them
 summary.json       inertia, cluster sizes; written last, so that its presence says complete
 
 A killed run loses one point of the elbow, `CHECKPOINT_SECONDS` of the fit, or the pass that assigns.
@@ -39,6 +40,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from contract.files import whole
+from training.named_rows import names_beside, write_names
 from training.stage import blocks, claim, read_features, write_array, write_json
 
 CHECKPOINT_SECONDS = 10.0
@@ -84,6 +86,7 @@ def cluster(features: Path, out: Path, config: ClusterConfig) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     identity = {"config": asdict(config), "features": {"sha256": digest, "shape": x.shape}}
     claim(out / "config.json", identity, ("faiss-cpu", "numpy"))
+    write_names(out, names_beside(features, len(x)))
     if not (out / "summary.json").exists():
         points = _elbow(x, out, config)
         found = knee(points) if points else None

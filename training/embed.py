@@ -7,8 +7,8 @@
     labels.txt, groups.npy   class of each row and its number, where the source has classes
     index.json           written last: rows, width, shards, skipped images, digest of all rows
 
-`names.txt`, `features.npy` and `groups.npy` are what `cluster` and `triplets` read. Under torchrun, rank r computes
-shards r, r + world, ...; batches never cross shards, so the features do not depend on the number of ranks.
+`features.npy`, `names.txt` and `groups.npy` are what `cluster`, `triplets` and `distill` read. Under torchrun, rank r
+computes shards r, r + world, ...; batches never cross shards, so the features do not depend on the number of ranks.
 """
 
 import functools
@@ -33,6 +33,7 @@ from contract.files import whole
 from contract.pixels import PixelSpec
 from training.encoders import Encoder, features_of, weights_digest
 from training.images import Images, UnreadableImage, digest_of, load_image, require_present
+from training.named_rows import write_names
 from training.processes import Place, place, require_device
 from training.stage import claim, write_array, write_json
 
@@ -326,8 +327,7 @@ def _blocks(
 def _write_rows(images: Images, skipped: set[int], out: Path) -> None:
     """Names and classes of the rows that are kept."""
     rows = [row for row in range(len(images)) if row not in skipped]
-    with whole(out / "names.txt") as stream:
-        stream.writelines(f"{images.names[row]}\n".encode() for row in rows)
+    write_names(out, [images.names[row] for row in rows])
     if (labels := images.labels) is not None:
         with whole(out / "labels.txt") as stream:
             stream.writelines(f"{labels[row]}\n".encode() for row in rows)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from contract.files import sha256_of, whole
 from training.align import Transform
+from training.named_rows import names_beside, write_names
 from training.stage import blocks, claim, read_features, write_json
 
 DINO_IN_PLACE_OF_DINOV2 = "2bcb2d77346fbaec29326edc54bc03060145ecbb1fb5d80c3c7733241a71dd69"
@@ -81,6 +82,7 @@ def transform(transform_file: Path, features_file: Path, out: Path, legacy: Lega
 
     identity.json   sha256 of both inputs, versions
     aligned.npy     float32 [n, d], to be mapped into memory
+    names.txt       the image of each row, where the features have such a list beside them
     summary.json    written last: counts, and how the standardised features are spread
 
     Returns:
@@ -98,6 +100,7 @@ def transform(transform_file: Path, features_file: Path, out: Path, legacy: Lega
     taken = {} if legacy is None else {"entry": list(legacy.entry), "mean": legacy.mean, "std": legacy.std}
     out.mkdir(parents=True, exist_ok=True)
     claim(out / "identity.json", {"inputs": inputs} | taken, ("numpy",))
+    write_names(out, names_beside(features_file, len(features)))
     if not (out / "summary.json").exists() or not (out / "aligned.npy").exists():
         _write_aligned(out / "aligned.npy", loaded, features, features_file)
     summary: dict[str, Any] = {"inputs": inputs, "rows": len(features), "width": list(loaded.weights.shape)}

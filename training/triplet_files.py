@@ -110,7 +110,7 @@ def read_names(path: Path) -> NDArray[np.str_]:
             raise ValueError(f"{path} is {names.dtype} {names.shape}; expected one file name an image.")
         names = names.astype(np.str_)
     else:
-        names = np.array(path.read_text().splitlines(), dtype=np.str_)
+        names = np.array(path.read_text(encoding="utf-8").splitlines(), dtype=np.str_)
     if not len(names):
         raise ValueError(f"{path} has no file names.")
     return names

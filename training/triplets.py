@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from contract.triplets import PAIRS, pair_probabilities
 from training import triplet_files
+from training.named_rows import NAMES, names_beside
 from training.stage import claim, read_features, write_json
 from training.triplet_gates import Summary
 from training.triplet_sampling import Draw, Groups, Sampling, sample
@@ -149,7 +150,8 @@ def make_triplets(
     x, digest = read_features(features)
     filenames = triplet_files.read_names(names)
     if len(filenames) != len(x):
-        raise ValueError(f"{names} has {len(filenames)} names, {features} {len(x)} rows; they must match.")
+        advice = f" Those of these rows are in {features.parent / NAMES}." if names_beside(features, len(x)) else ""
+        raise ValueError(f"{names} has {len(filenames)} names, {features} {len(x)} rows; they must match.{advice}")
     triplet_files.Names(filenames, str(names))  # refuses a name that is there twice: images are found by name
     labels = _labels(groups, names, filenames, config)
     suffix = f"_{int(labels.max()) + 1}" if labels is not None and config.sampling == "cluster_border" else ""

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,3 +106,30 @@ def test_a_readout_makes_the_embedding_as_long_as_the_teachers_vectors(inputs: P
     assert read_student(encoder, inputs / "out/weights.safetensors").size == 4
     with pytest.raises(SystemExit, match="--readout-blocks needs the vectors"):
         distill(inputs, given[0], given[1], "--readout-blocks", "2")
+
+
+def test_a_photo_that_embed_left_out_is_left_out_of_the_student_by_name(
+    inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (inputs / "photos/05.png").write_bytes(b"harmed")
+    features, groups = str(inputs / "e/features.npy"), str(inputs / "k/assignments.npy")
+    model = ["embed", "timm:test_vit", str(inputs / "photos"), "--random-weights", "0", "--side", "32"]
+    main([*model, "--out", str(inputs / "e"), "--skip-unreadable"])
+    main(["cluster", "--features", features, "--out", str(inputs / "k"), "--clusters", "3", "--elbow"])
+    distill(inputs, "--teacher", features, "--groups", groups, "--side", "32")
+    assert (inputs / "out/weights.safetensors").exists()
+    assert "1 of 20 images" in (said := capsys.readouterr().err) and "'05.png'" in said
+
+
+def test_only_photos_that_judged_triplets_name_must_be_there(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr("training.distill.distill", lambda *_, **given: seen.update(given))
+    listed = inputs / "photos.csv"
+    listed.write_text("path\n" + "".join(f"photos/{i:02d}.png\n" for i in [*range(20), 99]))
+    triplets = write_triplets(inputs / "train_random.npz", np.tile(np.float32([3, 1, 0]), (60, 1)))
+    argv = ["distill", "timm:test_vit", str(listed), "--out", str(inputs / "out"), "--random-weights", "0", *triplets]
+    main([*argv, "--batch", "8"])
+    assert seen["inputs"]["feed"]["feed"] == "labelled"
+    (inputs / "photos/07.png").unlink()
+    with pytest.raises(SystemExit, match=r"1 of 20 files do not exist, the first is 'photos/07\.png'"):
+        main([*argv, "--batch", "8"])

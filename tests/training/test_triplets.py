@@ -333,6 +333,14 @@ def test_bad_input_is_named(tmp_path: Path, change: Any, message: str) -> None:
         make_triplets(*inputs, BORDER)
 
 
+def test_names_of_more_images_than_rows_are_refused_with_the_list_that_fits(tmp_path: Path) -> None:
+    features, names, groups, root = write_inputs(tmp_path)
+    every = tmp_path / "every.txt"
+    every.write_text(names.read_text() + "n00000000_harmed.JPEG\n")
+    with pytest.raises(ValueError, match=r"every\.txt has 61 names, .* 60 rows; .* rows are in .*/names\.txt\."):
+        make_triplets(features, every, groups, root, BORDER)
+
+
 def test_bad_constants_are_named(tmp_path: Path) -> None:
     inputs = write_inputs(tmp_path)
     for change, message in (({"sampling": "borders"}, "'borders' is none of"), ({"triplets": 0}, "at least 1")):

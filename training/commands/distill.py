@@ -9,9 +9,10 @@ torchrun --nproc-per-node N -m training distill ...
 """
 
 import argparse
+import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def do(args: argparse.Namespace) -> None:
     """Distil; what there is to see is in --out."""
     from training.distill import distill
-    from training.images import open_images, require_present
+    from training.images import open_images
     from training.loading import PixelLoader
     from training.models import build
     from training.processes import processes
@@ -62,8 +63,7 @@ def do(args: argparse.Namespace) -> None:
 
     config = options.read_options(args, DistillConfig)
     with processes(args.device) as device:
-        images = open_images(args.images)
-        require_present(images, args.images)
+        images, given = _matched(args, open_images(args.images))
         random = args.random_weights is not None
         student = build(
             args.model,
@@ -72,62 +72,73 @@ def do(args: argparse.Namespace) -> None:
             pretrained=not random,
             seed=args.random_weights or 0,
         )
-        teacher, targets = (_vectors(path, len(images)) for path in (args.teacher, args.regress_on))
         if args.readout_blocks:
-            student = _with_readout(args, student, images, teacher, device)
-        feed, inputs = _feed(args, images, teacher)
+            student = _with_readout(args, student, images, given, device)
+        feed, inputs = _feed(args, images, given)
         load = PixelLoader(images, student.pixels)
-        distill(student, load, teacher, feed, config, args.out, inputs=inputs, targets=targets, device=device)
+        distill(
+            student, load, given.teacher, feed, config, args.out, inputs=inputs, targets=given.targets, device=device
+        )
 
 
-def _with_readout(args: argparse.Namespace, student: Any, images: Any, teacher: Any, device: str) -> Any:
+class _Given(NamedTuple):
+    """What the options name, a row an image; None where one was not given."""
+
+    teacher: Any
+    targets: Any
+    groups: Any
+
+
+def _matched(args: argparse.Namespace, images: Any) -> tuple[Any, _Given]:
+    """The images that --teacher and the others have rows of, and these rows."""
+    from training.named_rows import match, read_groups, read_vectors
+    from training.processes import place
+    from training.subset import Subset
+
+    readers = ((read_vectors, args.teacher), (read_vectors, args.regress_on), (read_groups, args.groups))
+    found = match(images.names, args.images, [None if file is None else read(file) for read, file in readers])
+    if found.said and place().rank == 0:
+        print(found.said, file=sys.stderr)
+    return images if found.kept is None else Subset(images, found.kept), _Given(*found.values)
+
+
+def _with_readout(args: argparse.Namespace, student: Any, images: Any, given: _Given, device: str) -> Any:
     """The student with a readout that is fitted to the teacher's vectors of the images that are trained on."""
     from training.embed import EmbedConfig, extract
     from training.readout import ReadoutConfig, block_features, start_readout, with_readout
     from training.student_model import READOUT
 
-    if teacher is None or args.groups is None:
+    teacher, groups = given.teacher, given.groups
+    if teacher is None or groups is None:
         raise ValueError("--readout-blocks needs the vectors of --teacher and the images of --groups.")
     config = ReadoutConfig(blocks=args.readout_blocks, penalty=args.readout_penalty, dropout=args.readout_dropout)
     read = block_features(student, config.blocks)
     features = extract(read, f"{args.model}, last blocks", images, args.out / "blocks", EmbedConfig(device=device))
-    rows = np.flatnonzero(_groups(args, len(images)) >= 0)
+    rows = np.flatnonzero(groups >= 0)
     student = with_readout(read, teacher.shape[1], dropout=config.dropout)
     start_readout(student, features[rows], teacher[rows], config.penalty, args.out / "start" / READOUT)
     return student
 
 
-def _vectors(path: Path | None, n: int) -> Any:
-    if path is None:
-        return None
-    vectors = np.load(path, mmap_mode="c", allow_pickle=False)  # torch wants writable memory
-    if vectors.ndim != 2 or len(vectors) != n:
-        raise ValueError(f"{path} is {vectors.shape}; expected a row for each of the {n} images.")
-    return np.asarray(vectors, np.float32)
-
-
-def _feed(args: argparse.Namespace, images: Any, teacher: Any) -> Any:
-    """(the feed, what it is made of)."""
+def _feed(args: argparse.Namespace, images: Any, given: _Given) -> Any:
+    """(the feed, what it is made of). The images that it draws from must be there."""
     from training.distill import inputs_of
     from training.feeds import FeedConfig, feed_of, labelled_feed
+    from training.images import require_present
+    from training.subset import Subset
     from training.triplet_files import Names
     from training.triplet_gates import Gates, load
 
     config = options.read_options(args, FeedConfig)
-    if (args.triplets is None) == (teacher is None or args.groups is None):
+    if (args.triplets is None) == (given.teacher is None or given.groups is None):
         raise ValueError("give either --teacher with --groups, or --triplets (--teacher may then check them).")
     if args.triplets is not None:
         names = Names(np.array(images.names), args.images)
-        loaded = load(args.triplets, names, Gates(), features=teacher, classes=None)
+        loaded = load(args.triplets, names, Gates(), features=given.teacher, classes=None)
+        require_present(Subset(images, np.unique(loaded.rows)), args.images)
         feed = labelled_feed(loaded.rows, loaded.similarities, batch=config.batch, seed=config.feed_seed)
         constants = {"feed": "labelled", "batch": config.batch, "feed_seed": config.feed_seed}
         return feed, inputs_of(images, constants, triplets=loaded.rows, similarities=loaded.similarities)
-    groups = _groups(args, len(images))
-    return feed_of(config, np.flatnonzero(groups >= 0), groups), inputs_of(images, asdict(config), groups=groups)
-
-
-def _groups(args: argparse.Namespace, n: int) -> Any:
-    groups = np.load(args.groups, allow_pickle=False)
-    if groups.shape != (n,):
-        raise ValueError(f"{args.groups} is {groups.shape}; expected a number for each of the {n} images.")
-    return groups.astype(np.int64)
+    require_present(images, args.images)
+    feed = feed_of(config, np.flatnonzero(given.groups >= 0), given.groups)
+    return feed, inputs_of(images, asdict(config), groups=given.groups)

@@ -33,7 +33,6 @@ from training.perceptual.joint import JointConfig, joint_feed, joint_load, joint
 from training.perceptual.objective import step_of, trial_feed
 from training.perceptual.pareto import JointSplit, pareto, write_pareto
 from training.perceptual.run import embedding, with_all_splits
-from training.perceptual.subset import Subset
 from training.perceptual.trials import Trials
 from training.photos import NO_CONCEPT
 from training.processes import place
@@ -41,6 +40,7 @@ from training.recipe import Recipe
 from training.run import Data, input_hashes, read_data, split_concepts
 from training.stage import claim
 from training.student import Held, Teacher, clusters_of
+from training.subset import Subset
 
 Vectors = NDArray[np.float32]
 VALIDATION = 0.1

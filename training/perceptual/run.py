@@ -37,12 +37,12 @@ from training.perceptual.left_out import FILE as LEFT_OUT
 from training.perceptual.left_out import LeftOut, kinds_to_leave_out, left_out_figures, without
 from training.perceptual.nights import read_nights
 from training.perceptual.objective import PerceptualConfig
-from training.perceptual.subset import Subset
 from training.perceptual.things import read_things
 from training.perceptual.trials import Trials
 from training.processes import place
 from training.stage import claim, write_json
 from training.student_model import load_weights
+from training.subset import Subset
 
 SOURCES = ("nights", "bapps", "things", "classes", "generated")
 CHECKED, AGREEMENT = 8, 0.9999
