@@ -136,7 +136,10 @@ def synsets(filenames: NDArray[np.str_], where: str, start: int = 0) -> NDArray[
         at = int((heads == bad[0]).argmax())
         row = start + at // (filenames.shape[-1] if filenames.ndim > 1 else 1)
         name = str(filenames.flat[at])
-        raise ValueError(f"{where}, row {row}: {name!r} does not begin with a WordNet number, n########.")
+        raise ValueError(
+            f"{where}, row {row}: {name!r} does not begin with a WordNet number, n########. For images of other names, "
+            "give the class of each: --groups to make triplets, --classes to read them."
+        )
     return heads
 
 

@@ -133,3 +133,37 @@ def test_only_photos_that_judged_triplets_name_must_be_there(inputs: Path, monke
     (inputs / "photos/07.png").unlink()
     with pytest.raises(SystemExit, match=r"1 of 20 files do not exist, the first is 'photos/07\.png'"):
         main([*argv, "--batch", "8"])
+
+
+def write_class_border(folder: Path) -> str:
+    """60 triplets by `triplets` on the border of the classes in groups.npy; their file."""
+    groups, names = np.load(folder / "groups.npy"), ["--names", str(folder / "photos")]
+    np.save(folder / "kinds.npy", np.eye(4, dtype=np.float32)[groups])
+    made = ["--features", str(folder / "kinds.npy"), *names, "--groups", str(folder / "groups.npy")]
+    main(["triplets", *made, "--root", str(folder / "t"), "--sampling", "class_border", "--triplets", "60"])
+    return str(folder / "t/uncertainty_distillation/train_class_border.npz")
+
+
+def test_class_border_triplets_of_ones_own_classes_are_distilled(inputs: Path) -> None:
+    file, classes = write_class_border(inputs), str(inputs / "groups.npy")
+    main(["check-triplets", file, "--names", str(inputs / "photos"), "--classes", classes])
+    distill(inputs, "--triplets", file, "--classes", classes)
+    assert (inputs / "out/weights.safetensors").exists()
+
+
+def test_classes_that_do_not_fit_the_triplets_or_the_images_are_refused(inputs: Path) -> None:
+    file, groups = write_class_border(inputs), str(inputs / "groups.npy")
+    for name, array in (("others", np.arange(20) // 10), ("short", np.arange(19)), ("floats", np.ones(20))):
+        np.save(inputs / f"{name}.npy", array)
+    for given, message in (
+        (["--classes", f"{inputs}/others.npy"], "names do not belong to these triplets"),
+        (["--classes", f"{inputs}/short.npy"], r"short\.npy is \(19,\); expected a number for each of the 20 images"),
+        (["--classes", f"{inputs}/floats.npy"], r"floats\.npy is float64 \(20,\); expected a whole number"),
+        ([], "does not begin with a WordNet number.*--classes"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(["check-triplets", file, "--names", str(inputs / "photos"), *given])
+        with pytest.raises(SystemExit, match=message):
+            distill(inputs, "--triplets", file, *given)
+    with pytest.raises(SystemExit, match="--classes checks --triplets"):
+        distill(inputs, "--teacher", f"{inputs}/vectors.npy", "--groups", groups, "--classes", groups)

@@ -36,6 +36,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", type=Path, help=".npy [n, k], aligned vectors of the images")
     parser.add_argument("--groups", type=Path, help=".npy [n], clusters or classes; -1 for images not to train on")
     parser.add_argument("--triplets", type=Path, help="official .npz or folder of shards; the feed is then `labelled`")
+    parser.add_argument(
+        "--classes", type=Path, help=".npy [n], class of each image, where class-border --triplets are not ImageNet's"
+    )
     parser.add_argument("--regress-on", type=Path, help=".npy [n, p] that the regression predicts; --teacher's if not")
     r = ReadoutConfig()
     parser.add_argument(
@@ -87,6 +90,7 @@ class _Given(NamedTuple):
     teacher: Any
     targets: Any
     groups: Any
+    classes: Any
 
 
 def _matched(args: argparse.Namespace, images: Any) -> tuple[Any, _Given]:
@@ -95,8 +99,11 @@ def _matched(args: argparse.Namespace, images: Any) -> tuple[Any, _Given]:
     from training.processes import place
     from training.subset import Subset
 
-    readers = ((read_vectors, args.teacher), (read_vectors, args.regress_on), (read_groups, args.groups))
-    found = match(images.names, args.images, [None if file is None else read(file) for read, file in readers])
+    if args.classes is not None and args.triplets is None:
+        raise ValueError("--classes checks --triplets, which are not given; groups to draw from are --groups.")
+    vectors = [None if file is None else read_vectors(file) for file in (args.teacher, args.regress_on)]
+    numbers = [None if file is None else read_groups(file) for file in (args.groups, args.classes)]
+    found = match(images.names, args.images, vectors + numbers)
     if found.said and place().rank == 0:
         print(found.said, file=sys.stderr)
     return images if found.kept is None else Subset(images, found.kept), _Given(*found.values)
@@ -134,7 +141,7 @@ def _feed(args: argparse.Namespace, images: Any, given: _Given) -> Any:
         raise ValueError("give either --teacher with --groups, or --triplets (--teacher may then check them).")
     if args.triplets is not None:
         names = Names(np.array(images.names), args.images)
-        loaded = load(args.triplets, names, Gates(), features=given.teacher, classes=None)
+        loaded = load(args.triplets, names, Gates(), features=given.teacher, classes=given.classes)
         require_present(Subset(images, np.unique(loaded.rows)), args.images)
         feed = labelled_feed(loaded.rows, loaded.similarities, batch=config.batch, seed=config.feed_seed)
         constants = {"feed": "labelled", "batch": config.batch, "feed_seed": config.feed_seed}
