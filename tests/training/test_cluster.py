@@ -1,6 +1,9 @@
 """Clusters: those of faiss, bit for bit; the right knee; nothing done twice; bad input named."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +17,10 @@ from hypothesis import strategies as st
 
 from training import cluster as module
 from training import stage
+from training.__main__ import main
 from training.cluster import ClusterConfig, assign, cluster, knee, lloyd
 
+ROOT = Path(__file__).parents[2]
 TINY = ClusterConfig(clusters=6, elbow=(2, 4, 6, 8, 12), iterations=8, points_per_cluster=None)
 
 
@@ -120,6 +125,35 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pyt
     assert again == done[kept if 12 in done[:kept] and done[kept] == 6 else done.index(done[kept]) :]
     for name in ("assignments", "centroids"):
         assert np.array_equal(np.load(tmp_path / f"out/{name}.npy"), np.load(tmp_path / f"whole/{name}.npy"))
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from training import cluster
+from training.__main__ import main
+save, saved = np.savez, []
+def deadly(stream, **arrays):
+    saved.append(1)
+    if len(saved) == 3:  # in the middle of keeping the third iteration
+        stream.write(b"PK half"); stream.flush(); os.kill(os.getpid(), signal.SIGKILL)
+    save(stream, **arrays)
+np.savez, cluster.CHECKPOINT_SECONDS = deadly, 0.0
+main(sys.argv[1:])
+"""
+
+
+def test_a_command_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    features = saved(tmp_path, np.random.default_rng(0).standard_normal((300, 7), dtype=np.float32))
+    argv = ["cluster", "--features", str(features), "--clusters", "6", "--elbow", "--out"]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *argv, str(tmp_path / "out")], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    with np.load(tmp_path / "out/fit/restart-0.npz") as kept:
+        assert kept["done"] == 2
+    for folder in ("out", "whole"):
+        main([*argv, str(tmp_path / folder)])
+    for name in ("assignments.npy", "centroids.npy", "summary.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_what_is_complete_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,13 +230,9 @@ def test_augmentation_is_the_same_for_the_same_step_and_another_for_another(how:
         assert all(torch.equal(a, b) or torch.equal(a, b.flip(-1)) for a, b in zip(first, pixels, strict=True))
 
 
-def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
     whole, whole_log = trained(tmp_path / "whole")
-    steps = iter(range(10))
-    monkeypatch.setattr("training.trainer.learning_rate", lambda config, step: _killed_at(6, next(steps), config, step))
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "killed")
-    monkeypatch.undo()
+    _stopped(tmp_path / "killed")
     resumed, log = trained(tmp_path / "killed")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     without_speed = [
@@ -245,10 +241,18 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path: Path, mo
     assert without_speed[0] == without_speed[1]
 
 
-def _killed_at(at: int, call: int, config: DistillConfig, step: int) -> float:
-    if call == at:
-        raise KeyboardInterrupt
-    return learning_rate(config, step)
+def _stopped(out: Path, **changes: Any) -> None:
+    """Train until an interrupt in the seventh step, two after a checkpoint."""
+
+    def rate(config: DistillConfig, step: int) -> float:
+        if step == 6:
+            raise KeyboardInterrupt
+        return learning_rate(config, step)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("training.trainer.learning_rate", rate)
+        trained(out, **changes)
+    assert torch.load(out / "checkpoint.pt")["step"] == 4
 
 
 def test_another_configuration_is_refused_for_a_checkpoint(tmp_path: Path) -> None:
@@ -276,16 +280,19 @@ def _in_process(rank: int, folder: str, parallel: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
         trained(Path(folder) / "two", parallel=parallel, microbatch=2)
+        _stopped(Path(folder) / "resumed", parallel=parallel, microbatch=2)
+        trained(Path(folder) / "resumed", parallel=parallel, microbatch=2)
     finally:
         dist.destroy_process_group()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_take_the_steps_of_one(tmp_path: Path, parallel: str) -> None:
+def test_two_processes_take_the_steps_of_one_and_go_on_where_they_were_stopped(tmp_path: Path, parallel: str) -> None:
     one, log = trained(tmp_path / "one")
     mp.spawn(_in_process, (str(tmp_path), parallel), nprocs=2)  # type: ignore[no-untyped-call]
-    two = load_file(tmp_path / "two/weights.safetensors")
+    two, resumed = (load_file(tmp_path / name / "weights.safetensors") for name in ("two", "resumed"))
+    assert all(torch.equal(two[name], resumed[name]) for name in two)
     assert all(torch.allclose(one.state_dict()[name], two[name], atol=1e-5) for name in two)
     both = [json.loads(line)["divergence"] for line in (tmp_path / "two/log.jsonl").read_text().splitlines()]
     np.testing.assert_allclose(both, [line["divergence"] for line in log], rtol=1e-4)

@@ -1,6 +1,10 @@
 """`python -m training distill`: from photos, vectors and clusters, or from triplets that were judged, to weights."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from training.__main__ import main
 from training.models import build
 from training.student_model import read_student
 
+ROOT = Path(__file__).parents[2]
 SMALL = "--batch 8 --per-group 2 --triplets-per-step 40 --steps 4 --warmup 1 --checkpoint-every 2 --precision fp32"
 
 
@@ -27,9 +32,13 @@ def inputs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def distill(folder: Path, *more: str) -> None:
+def command(folder: Path, *more: str) -> list[str]:
     argv = ["distill", "timm:test_vit", str(folder / "photos"), "--out", str(folder / "out"), "--random-weights", "0"]
-    main([*argv, *SMALL.split(), *more])
+    return [*argv, *SMALL.split(), *more]
+
+
+def distill(folder: Path, *more: str) -> None:
+    main(command(folder, *more))
 
 
 def test_the_weights_it_writes_are_a_checkpoint_for_the_same_model(inputs: Path) -> None:
@@ -167,3 +176,33 @@ def test_classes_that_do_not_fit_the_triplets_or_the_images_are_refused(inputs: 
             distill(inputs, "--triplets", file, *given)
     with pytest.raises(SystemExit, match="--classes checks --triplets"):
         distill(inputs, "--teacher", f"{inputs}/vectors.npy", "--groups", groups, "--classes", groups)
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from training.__main__ import main
+save, saved = torch.save, []
+def deadly(state, stream):
+    saved.append(1)
+    if len(saved) == 2:  # in the middle of the second checkpoint
+        stream.write(b"PK half"); stream.flush(); os.kill(os.getpid(), signal.SIGKILL)
+    save(state, stream)
+torch.save = deadly
+main(sys.argv[1:])
+"""
+
+
+def test_a_command_that_is_killed_goes_on_to_the_same_bytes(inputs: Path, one_thread: None) -> None:
+    out = inputs / "killed"
+    given = ["--teacher", str(inputs / "vectors.npy"), "--groups", str(inputs / "groups.npy"), "--side", "32"]
+    argv = command(inputs, *given, "--out", str(out))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-c", KILLED, *argv], cwd=ROOT, env=environment, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    log = (out / "log.jsonl").read_text().splitlines()
+    assert torch.load(out / "checkpoint.pt")["step"] == 2 and not (out / "weights.safetensors").exists()
+    main(argv)
+    assert (out / "log.jsonl").read_text().splitlines()[:2] == log[:2]  # with their times: not taken again
+    distill(inputs, *given)
+    assert (out / "weights.safetensors").read_bytes() == (inputs / "out/weights.safetensors").read_bytes()

@@ -28,13 +28,6 @@ def command(images: Path, out: Path, *more: str) -> list[str]:
     return [*wanted, "--shard", "4", "--batch", "4", *more]
 
 
-@pytest.fixture
-def one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)  # as ENVIRONMENT says of the other processes
-
-
 def test_a_command_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path, one_thread: None) -> None:
     images, out = photos_in(tmp_path / "photos", 400), tmp_path / "out"
     argv = command(images, out, "--side", "224")

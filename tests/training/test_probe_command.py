@@ -1,6 +1,10 @@
 """`python -m training probe`: what it writes for each objective, resuming, and faults with their file and row."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ from training.__main__ import main
 from training.align import Transform
 from training.vice_data import simulate_choices
 
+ROOT = Path(__file__).parents[2]
 OBJECTS, WIDTH = 40, 5
 GRID = [
     "--penalties",
@@ -46,14 +51,18 @@ def write_world(folder: Path) -> dict[str, Any]:
     return arrays
 
 
-def probe(folder: Path, objective: str, *more: str, odd: str = "last") -> None:
+def command(folder: Path, objective: str, *more: str, odd: str = "last") -> list[str]:
     extra = {
         "soft": ["--targets", f"{folder}/targets.npy"],
         "glocal": ["--local", f"{folder}/local.npy", "--alpha", "0.02"],
     }
     files = ["--features", f"{folder}/features.npy", "--triplets", f"{folder}/triplets.npy", "--odd", odd]
     out = ["--out", f"{folder}/{objective}", "--objective", objective, *GRID]
-    main(["probe", *files, *out, *extra.get(objective, []), *more])
+    return ["probe", *files, *out, *extra.get(objective, []), *more]
+
+
+def probe(folder: Path, objective: str, *more: str, odd: str = "last") -> None:
+    main(command(folder, objective, *more, odd=odd))
 
 
 @pytest.mark.parametrize("objective", ["hard", "global", "glocal", "soft"])
@@ -84,6 +93,34 @@ def test_a_second_call_fits_nothing_again(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("training.probe_grid.fit_probe", None)
     probe(tmp_path, "global")
     assert len(before) == len((tmp_path / "global/transform.npz").read_bytes())
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from training.__main__ import main
+save, saved = np.savez, []
+def deadly(file, **arrays):
+    saved.append(1)
+    if len(saved) == 3:  # in the middle of the third fit's transform
+        file.write_bytes(b"PK half"); os.kill(os.getpid(), signal.SIGKILL)
+    save(file, **arrays)
+np.savez = deadly
+main(sys.argv[1:])
+"""
+
+
+def test_a_command_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path, one_thread: None) -> None:
+    write_world(tmp_path)
+    argv = command(tmp_path, "global")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-c", KILLED, *argv], env=environment, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len((tmp_path / "global/results.jsonl").read_text().splitlines()) == 2
+    for out in ("global", "whole"):
+        main([*argv, "--out", str(tmp_path / out)])
+    for name in ("results.jsonl", "summary.json", "transform.npz"):
+        assert (tmp_path / "global" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_an_odd_first_file_gives_the_same_transform_as_the_odd_last_one(tmp_path: Path) -> None:
