@@ -1,8 +1,9 @@
 """Distil a teacher's judgments into a ViT.
 
-Reads IMAGES (a folder, a CSV manifest, hf:..., wds:...) and either the teacher's vectors (--teacher, .npy, a row an
-image in the order of `embed`) with their clusters (--groups, of `cluster`), or triplets that a teacher has judged
-(--triplets, the official .npz layout). Writes config.json, log.jsonl, checkpoint.pt and weights.safetensors to --out;
+Reads IMAGES (a folder, a CSV manifest, hf:..., wds:...) and either the teacher's vectors (--teacher, .npy) with their
+clusters (--groups, of `cluster`), or triplets that a teacher has judged (--triplets, the official .npz layout). Rows of
+an .npy are of the images that names.txt beside it names, and other images are left out; without that list there is one
+for each image, in order. Writes config.json, log.jsonl, checkpoint.pt and weights.safetensors to --out;
 with --readout-blocks also blocks/, start/ and readout.safetensors. Killed at any point, the same command
 goes on where it stopped, to the same weights. On many processes or GPUs:
 torchrun --nproc-per-node N -m training distill ...
