@@ -136,7 +136,8 @@ def _in_order(
     if missing := next((name for name in chosen if name not in position), None):
         raise ValueError(f"{rows.file} has no row for {missing!r}, {first.file} has one; make both of the same images.")
     if len(position) > len(chosen):
-        other = next(name for name in rows.names if name not in set(chosen))
+        known = set(chosen)
+        other = next(name for name in rows.names if name not in known)
         raise ValueError(f"{first.file} has no row for {other!r}, {rows.file} has one; make both of the same images.")
     return rows.values[np.array([position[name] for name in chosen], np.int64)]
 
