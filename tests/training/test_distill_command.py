@@ -89,7 +89,7 @@ def test_a_run_goes_on_with_the_triplets_and_photos_that_it_began_with(inputs: P
         ({"vectors": np.ones((19, 4), np.float32)}, "a row for each of the 20 images"),
         ({"groups": np.arange(19)}, "a number for each of the 20 images"),
         ({"vectors": np.full((20, 4), np.nan, np.float32)}, "image 0 is not finite"),
-        ({"groups": np.arange(20)}, "groups of two or more"),
+        ({"groups": np.arange(20)}, "0 groups have two or more images"),
     ],
 )
 def test_what_does_not_fit_the_images_is_named(inputs: Path, change: dict[str, np.ndarray], message: str) -> None:
@@ -125,7 +125,7 @@ def test_a_photo_that_embed_left_out_is_left_out_of_the_student_by_name(
     model = ["embed", "timm:test_vit", str(inputs / "photos"), "--random-weights", "0", "--side", "32"]
     main([*model, "--out", str(inputs / "e"), "--skip-unreadable"])
     main(["cluster", "--features", features, "--out", str(inputs / "k"), "--clusters", "3", "--elbow"])
-    distill(inputs, "--teacher", features, "--groups", groups, "--side", "32")
+    distill(inputs, "--teacher", features, "--groups", groups, "--side", "32", "--batch", "6")
     assert (inputs / "out/weights.safetensors").exists()
     assert "1 of 20 images" in (said := capsys.readouterr().err) and "'05.png'" in said
 

@@ -53,4 +53,8 @@ def test_a_student_judges_new_concepts_more_like_people_than_its_base_does(few_p
     figures = run_students(STUDENT, tmp_path / "teacher", few_photos, tmp_path / "student")
     gain = figures["differences"]["student - base"]["agreement with VICE"]
     assert gain["low"] > 0, gain
+    # Most of that is where the readout starts; what 40 steps add to it is small, and nothing if they teach nothing.
+    taught = figures["differences"]["student - untrained"]
+    assert taught["agreement with VICE"]["value"] > 0.01, taught
+    assert taught["RSA with VICE"]["value"] > 0.02, taught
     assert figures["models"]["teacher"]["agreement with VICE"]["value"] > 0.45
