@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -115,12 +116,16 @@ def _write_parquet(out: Path, rows: Sequence[Row], vectors: NDArray[np.float32],
 @contextlib.contextmanager
 def whole(file: Path) -> Iterator[BinaryIO]:
     """A stream to write `file` with, which appears whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    # By chance, not by process: in containers that share a folder every process may be number 1. And not by `tempfile`,
+    # whose files nobody else may read.
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    stream = temporary.open("xb")
     try:
-        with temporary.open("wb") as stream:
+        with stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(file)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,15 +20,19 @@ def sha256_of(file: Path) -> str:
 @contextmanager
 def whole(file: Path) -> Iterator[BinaryIO]:
     """A stream to write `file` with; the file is either as it was before or whole, whatever kills the process."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    # By chance, not by process: in containers that share a folder every process may be number 1. And not by `tempfile`,
+    # whose files nobody else may read.
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    stream = temporary.open("xb")
     try:
-        with temporary.open("wb") as stream:
+        with stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(file)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
