@@ -18,7 +18,7 @@ class Reembedded:
         total: contents of the old index at the start.
         known: of these, in the new index already.
         embedded: embedded and written now.
-        refused: photos that were found, but cannot be read or are not taken.
+        refused: photos that were found, but cannot be read, were changed meanwhile, or are not taken.
         missing: hashes of contents without a good photo: the new index lacks them.
     """
 

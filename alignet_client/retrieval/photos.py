@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from alignet_client import files
 from alignet_client.client import Client
-from alignet_client.errors import ServiceProblem
 from alignet_client.images import Image
 from alignet_client.results import Embeddings, SpaceName
 from alignet_client.retrieval.index import Entry, Index, Space, Vectors
@@ -80,7 +81,7 @@ class Added:
     Attributes:
         embedded: contents embedded and written now.
         known: contents that were in the index.
-        refused: files that cannot be read, and images that the service does not take.
+        refused: files that cannot be read or were changed meanwhile, and images that the service does not take.
     """
 
     embedded: int = 0
@@ -185,25 +186,24 @@ def embedded(
     concurrency: int,
     told: Told,
 ) -> Iterator[tuple[list[Photo], Vectors]]:
-    """Batches of photos with their vectors [n, size], in order; bad ones go to `refused`.
+    """Batches of photos with their vectors [n, size], in order; bad and changed ones go to `refused`.
 
     Raises:
         AligNetError: a fault of the service, not of one photo.
     """
     batches = (photos[start : start + batch] for start in range(0, len(photos), batch))
-    waiting: deque[tuple[Sequence[Photo], Future[Embeddings]]] = deque()
+    waiting: deque[tuple[Sequence[Photo], Future[_Batch]]] = deque()
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="embed")
     try:
         for some in (*batches, *[()] * concurrency):
             if some:
-                waiting.append((some, pool.submit(embedder.embed_each, [photo.file for photo in some])))
+                waiting.append((some, pool.submit(_Batch.of, some, embedder)))
             if waiting and (not some or len(waiting) > concurrency):
                 asked, future = waiting.popleft()
                 result = future.result()
-                refused += [_refused(asked, fault) for fault in result.faults]
-                good = [asked[i] for i in result.indices.tolist()]
-                if good:
-                    yield good, result.vectors
+                refused += result.refused
+                if result.good:
+                    yield result.good, result.vectors
                 told(len(asked))
     finally:
         # No waiting: the collector of garbage may end a generator inside the start of a thread, which holds the lock
@@ -211,5 +211,45 @@ def embedded(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _refused(asked: Sequence[Photo], fault: ServiceProblem) -> Refused:
-    return Refused(asked[fault.index or 0].paths[0], fault.code, fault.detail)
+@dataclass
+class _Batch:
+    """What became of the photos of one batch: `vectors` [n, size] are those of the good ones, in order."""
+
+    good: list[Photo]
+    vectors: Vectors
+    refused: list[Refused]
+
+    @classmethod
+    def of(cls, photos: Sequence[Photo], embedder: Embedder) -> "_Batch":
+        """Read, and embed; raises as `Client.embed_each`."""
+        sent: list[Photo] = []
+        refused: list[Refused] = []
+        # Read one at a time, when it is sent.
+        images = (content for photo in photos if (content := _read(photo, sent, refused)) is not None)
+        try:
+            found = embedder.embed_each(images)
+        except ValueError:  # nothing to send
+            if sent:
+                raise
+            return cls([], np.empty((0, embedder.space.size), np.float32), refused)
+        refused += [Refused(sent[fault.index or 0].paths[0], fault.code, fault.detail) for fault in found.faults]
+        return cls([sent[i] for i in found.indices.tolist()], found.vectors, refused)
+
+
+def _read(photo: Photo, sent: list[Photo], refused: list[Refused]) -> bytes | None:
+    """The content that was hashed, which notes the photo in `sent`; otherwise it goes to `refused`.
+
+    The vector is stored under the hash for ever, so what is sent must be what was hashed, and not what the file holds
+    by now.
+    """
+    try:
+        content = photo.file.read_bytes()
+    except OSError as error:
+        refused.append(Refused(photo.paths[0], "unreadable_file", str(error)))
+        return None
+    if hashlib.sha256(content).hexdigest() != photo.sha256:
+        detail = "the file was changed during the run; run again to take what it holds now"
+        refused.append(Refused(photo.paths[0], "changed_file", detail))
+        return None
+    sent.append(photo)
+    return content

@@ -125,6 +125,24 @@ def test_lost_and_bad_photos_are_named_and_hold_up_the_switch(
         assert dual.reads == "new"
 
 
+def test_a_photo_that_changes_while_it_moves_is_missing_and_not_taken_for_another(
+    folder: Path, client: Client, tmp_path: Path
+) -> None:
+    def meanwhile(count: int) -> Callable[[int], object]:
+        (folder / "03.png").write_bytes(encoded(photo(99)))
+        return lambda done: done
+
+    base, aligned = Embedder.of(client, "base"), Embedder.of(client)
+    old, new = (open_index(f"faiss:{tmp_path / one.space.name}", one.space) for one in (base, aligned))
+    with closing(old), closing(new):
+        add_photos(old, base, folder)
+        done = reembed(old, new, aligned, folder, progress=meanwhile)
+        (missing,) = old.entries(done.missing)
+        assert missing.payload["paths"] == ["03.png"]
+        assert [(one.path, one.code) for one in done.refused] == [("03.png", "changed_file")]
+        assert (done.embedded, len(new)) == (N - 1, N - 1)
+
+
 def test_a_migration_to_the_same_space_is_none(place: Place, folder: Path, client: Client, tmp_path: Path) -> None:
     base, aligned = Embedder.of(client, "base"), Embedder.of(client)
     with closing(open_index(place("a"), base.space)) as a, closing(open_index(place("b"), base.space)) as b:

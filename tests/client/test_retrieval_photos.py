@@ -1,5 +1,6 @@
 """Photos into an index and out of it, against the live service; and the commands `alignet index` and `search`."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -64,6 +65,28 @@ def test_what_is_known_is_not_asked_for_again_and_new_names_are_noted(
         paths = sorted(entry.payload["paths"] for entry in index.entries())
         assert paths[1] == ["1.png", "renamed.png"]
         assert len(paths) == 5
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_a_file_that_changes_once_it_is_hashed_never_has_its_vector_under_the_old_hash(
+    batch: int, folder: Path, client: Client, tmp_path: Path
+) -> None:
+    def meanwhile(count: int) -> Callable[[int], object]:
+        (folder / "0.png").write_bytes(encoded(photo(9)))
+        (folder / "1.png").unlink()
+        return lambda done: done
+
+    embedder = Embedder.of(client)
+    with closing(open_index(f"faiss:{tmp_path / 'index'}", embedder.space)) as index:
+        added = add_photos(index, embedder, folder, batch=batch, progress=meanwhile)
+        refused = {one.path: one.code for one in added.refused}
+        assert (refused["0.png"], refused["1.png"]) == ("changed_file", "unreadable_file")
+        assert (added.embedded, len(index)) == (3, 3)
+        assert add_photos(index, embedder, folder).embedded == 2  # what it holds now, and the copy of what it held
+        for name in ("0.png", "inner/copy.png"):
+            (entry,), rows = index.fetch([hashlib.sha256((folder / name).read_bytes()).hexdigest()])
+            assert entry.payload["paths"] == [name]
+            np.testing.assert_array_equal(rows, embedder.embed([folder / name]))
 
 
 def test_another_space_never_reaches_the_index(place: Place, folder: Path, client: Client) -> None:
