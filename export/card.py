@@ -73,13 +73,16 @@ def _parity(m: Manifest) -> list[str]:
             "",
             f"**{m.precision} is above its limits** ({m.parity['limits'][m.precision]}) and left by `--force`.",
         ]
-    lines += ["", "| precision | runtime | max 1 - cosine | flips | max entropy change | top-10 kept |"]
-    lines[-1] += " batch difference | ms alone | ms in batch of 8 | MB | passes |"
-    lines += ["|---|---|---|---|---|---|---|---|---|---|---|"]
+    lengths = any("length_change" in row for row in m.parity["rows"])  # bundles of before have none
+    lines += ["", f"| precision | runtime | max 1 - cosine |{' max length change |' * lengths}"]
+    lines[-1] += " flips | max entropy change | top-10 kept | batch difference | ms alone | ms in batch of 8 | MB |"
+    lines[-1] += " passes |"
+    lines += ["|---|---|---|---|---|---|---|---|---|---|---|" + "---|" * lengths]
     for row in m.parity["rows"]:
+        length = f"| {row['length_change']:.1e} " if "length_change" in row else "|  " * lengths
         lines.append(
             f"| {row['precision']} | {row.get('runtime', 'onnxruntime')} | {row['one_minus_cosine']:.1e} "
-            f"| {row['flips']:.2%} | {row['entropy_change']:.1e} | {row['neighbours']:.3f} "
+            f"{length}| {row['flips']:.2%} | {row['entropy_change']:.1e} | {row['neighbours']:.3f} "
             f"| {row['batch_difference']:.1e} | {row['milliseconds_alone']:.1f} | {row['milliseconds_in_batch']:.1f} "
             f"| {row['bytes'] / 1e6:.1f} | {'yes' if row['passed'] else 'no'} |"
         )

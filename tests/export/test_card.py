@@ -56,6 +56,8 @@ def test_parity_shows_every_column_and_whether_it_passes(manifest: Manifest) -> 
     assert head.count("|") == lines[lines.index(head) + 2].count("|")
     there = card(replace(manifest, parity=manifest.parity | {"rows": [ROW, ROW | {"runtime": "triton"}]}))
     assert "| int8 | triton | 1.2e-03 |" in there
+    lengths = card(replace(manifest, parity=manifest.parity | {"rows": [ROW, ROW | {"length_change": 0.0123}]}))
+    assert "| max length change |" in lengths and "| 1.2e-03 |  |" in lengths and "| 1.2e-03 | 1.2e-02 |" in lengths
     assert "| yes |" in card(replace(manifest, parity=manifest.parity | {"rows": [ROW | {"passed": True}]}))
 
 

@@ -60,6 +60,7 @@ def quick(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity, "MAX_COSINE", dict.fromkeys(PRECISIONS, 9.0))
     monkeypatch.setattr(parity, "MAX_FLIPS", dict.fromkeys(PRECISIONS, 1.0))
     monkeypatch.setattr(parity, "MAX_ENTROPY_CHANGE", dict.fromkeys(PRECISIONS, 9.0))
+    monkeypatch.setattr(parity, "MAX_LENGTH_CHANGE", dict.fromkeys(PRECISIONS, 99.0))
 
 
 def test_the_bundle_opens_and_its_graph_gives_its_golden_vectors(made: tuple[Path, str]) -> None:

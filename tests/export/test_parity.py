@@ -1,6 +1,7 @@
 """The parity gate: the model itself passes, anything that judges otherwise does not."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ from onnx import numpy_helper
 
 from contract import triplets
 from export import parity
-from export.parity import MAX_COSINE, MAX_FLIPS, Parity, compare, one_minus_cosine, onnx_runtime, torch_vectors
+from export.parity import (
+    MAX_COSINE,
+    MAX_FLIPS,
+    MAX_LENGTH_CHANGE,
+    Parity,
+    compare,
+    one_minus_cosine,
+    onnx_runtime,
+    torch_vectors,
+)
 from export.precision import PRECISIONS
 from tests.export.conftest import Exported
 from tests.training.tiny import tiny_encoder
@@ -45,6 +55,7 @@ def test_the_graph_itself_passes_without_a_flip(exported: Exported) -> None:
     assert row.one_minus_cosine < 1e-9
     assert row.base_one_minus_cosine < 1e-9
     assert row.entropy_change < 1e-4
+    assert row.length_change < 1e-5
     assert row.bytes == exported.file.stat().st_size
 
 
@@ -58,7 +69,35 @@ def test_a_graph_with_another_head_fails(exported: Exported, tmp_path: Path) -> 
     assert row.base_one_minus_cosine < 1e-9  # the head alone was changed
 
 
-@pytest.mark.parametrize("gate", ["MAX_COSINE", "MAX_FLIPS"])
+ALONE: dict[str, Callable[[parity.Vectors], parity.Vectors]] = {
+    "negated": lambda given: given | {"aligned": -given["aligned"]},
+    "reversed": lambda given: given | {"aligned": given["aligned"][:, ::-1]},
+    "longer": lambda given: given | {"aligned": 7 * given["aligned"]},
+    "longer in the base space": lambda given: given | {"base": 100 * given["base"]},
+    "not finite": lambda given: given | {"base": np.nan * given["base"]},
+}
+
+
+@pytest.mark.parametrize("size", [1, 8], ids=["alone", "in a batch"])
+@pytest.mark.parametrize("name", ALONE)
+def test_a_runtime_that_is_wrong_for_one_size_of_batch_fails(exported: Exported, name: str, size: int) -> None:
+    right = onnx_runtime(exported.file, exported.model.outputs, tiny_encoder().pixels)
+    wrong = replace(right, run=lambda pixels: (ALONE[name] if len(pixels) == size else dict)(right.run(pixels)))
+    reference = torch_vectors(exported.model, exported.pixels)
+    assert not compare(wrong, "fp32", reference, exported.pixels, TRIPLETS, "dot", 10.0).passed
+
+
+def test_a_vector_of_another_length_fails_by_that_alone(exported: Exported) -> None:
+    reference = torch_vectors(exported.model, exported.pixels)
+    reference["base"][5] *= 1.01
+    row = compared(exported, exported.file, reference=reference)
+    assert row.length_change == pytest.approx(0.01 / 1.01, rel=1e-3)
+    assert row.base_one_minus_cosine < 1e-9
+    assert not row.passed
+    assert parity.limits("fp32")["length_change"] < 0.01
+
+
+@pytest.mark.parametrize("gate", ["MAX_COSINE", "MAX_FLIPS", "MAX_LENGTH_CHANGE"])
 def test_each_gate_fails_alone(exported: Exported, monkeypatch: pytest.MonkeyPatch, gate: str) -> None:
     monkeypatch.setattr(parity, gate, dict.fromkeys(PRECISIONS, -1.0))
     assert not compared(exported, exported.file).passed
@@ -115,9 +154,9 @@ def test_one_minus_cosine_sees_differences_that_single_precision_does_not() -> N
 
 
 def test_every_precision_has_its_gates_and_the_reports_line() -> None:
-    assert set(MAX_COSINE) == set(MAX_FLIPS) == set(PRECISIONS)
+    assert set(MAX_COSINE) == set(MAX_FLIPS) == set(MAX_LENGTH_CHANGE) == set(PRECISIONS)
     rows = [
-        Parity(p, 1e-7, 1e-7, 0.001, 0.01, 0.99, 0.0, 1.0, 0.5, 2_000_000, passed=i > 0)
+        Parity(p, 1e-7, 1e-7, 1e-6, 0.001, 0.01, 0.99, 0.0, 1.0, 0.5, 2_000_000, passed=i > 0)
         for i, p in enumerate(PRECISIONS)
     ]
     head, *lines = parity.table(rows).splitlines()
