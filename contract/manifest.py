@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from datetime import datetime
 from typing import Any, get_args
 
 from contract.pixels import PixelSpec
@@ -160,6 +161,7 @@ def parse_manifest(raw: dict[str, Any]) -> Manifest:
     Raises:
         ValueError: a field is unknown, missing, of another type or out of its range; the message names it.
     """
+    _check_text(raw)
     values = _fields(Manifest, raw, "manifest")
     values["base_model"] = BaseModel(**_fields(BaseModel, values["base_model"], "base_model"))
     values["golden"] = GoldenTolerance(**_fields(GoldenTolerance, values["golden"], "golden"))
@@ -189,6 +191,49 @@ _PLAIN: dict[Any, tuple[type, ...]] = {
 }
 
 
+_Place = tuple["_Place | None", str | int]
+"""Of a value: that of what holds it, and the key or position there."""
+
+
+def _check_text(raw: dict[str, Any]) -> None:
+    """Raises ValueError for half a surrogate pair: JSON can escape one, but no reply and no page can hold it."""
+    waiting: list[tuple[_Place | None, Any]] = [(None, raw)]  # no recursion: what is nested deeply is still good JSON
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, str) and not _is_text(value):
+            raise ValueError(f"{_named(place)} is {value!r}; expected Unicode text, no half of a surrogate pair.")
+        if isinstance(value, dict):
+            if wrong := [key for key in value if not _is_text(key)]:
+                raise ValueError(f"{_named(place)} has the key {wrong[0]!r}; expected Unicode text.")
+            waiting += [((place, key), item) for key, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [((place, i), item) for i, item in enumerate(value)]
+
+
+def _named(place: _Place | None) -> str:
+    names = []
+    while place is not None:
+        place, name = place
+        names.append(str(name))
+    return ".".join(reversed(names)) or "manifest"
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_time(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{where} is a {type(value).__name__}; expected an object.")
@@ -216,7 +261,11 @@ def _fields(kind: Any, value: Any, where: str) -> dict[str, Any]:
 def _check_values(manifest: Manifest) -> None:
     """Ranges and choices that types alone do not say. Raises ValueError."""
     if not _NAME.fullmatch(manifest.name):
-        raise ValueError(f"name is {manifest.name!r}; expected 1 to 64 letters, digits, '.', '_' or '-'.")
+        wanted = "1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+        raise ValueError(f"name is {manifest.name!r}; expected {wanted}.")
+    if not _is_time(manifest.created):
+        wanted = "a time as ISO 8601 has it, such as 2026-01-01T00:00:00Z"
+        raise ValueError(f"created is {manifest.created!r}; expected {wanted}.")
     if manifest.tie_rule not in TIE_RULES:
         raise ValueError(f"tie_rule is {manifest.tie_rule!r}; expected one of {TIE_RULES}.")
     if "aligned" not in manifest.spaces or not set(manifest.spaces) <= set(SPACES):

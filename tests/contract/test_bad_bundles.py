@@ -232,7 +232,13 @@ BAD: list[tuple[str, Way, type[BundleError], str]] = [
     ("pixels that are null", setting("pixels", None), ManifestMalformed, "pixels is a NoneType"),
     ("a bad pixel field", setting("pixels", "resample", "area"), ManifestMalformed, "pixels.resample is 'area'"),
     # values
+    ("a time that is none", setting("created", "yesterday"), ManifestMalformed, "created is 'yesterday'"),
+    ("a time of the year 0", setting("created", "0000-01-01T00:00:00Z"), ManifestMalformed, "created is '0000-"),
+    ("half a character", setting("description", "a \ud800"), ManifestMalformed, "description is 'a \\ud800'"),
+    ("half a character in a list", setting("training", {"a": [1, "\udfff"]}), ManifestMalformed, "training.a.1"),
+    ("half a character as a key", setting("parity", {"\ud800": 1}), ManifestMalformed, "parity has the key '\\ud800'"),
     ("an empty name", setting("name", ""), ManifestMalformed, "name is ''"),
+    ("a name that begins with a sign", setting("name", "_a"), ManifestMalformed, "beginning with a letter or digit"),
     ("a name with a slash", setting("name", "a/b"), ManifestMalformed, "'a/b'"),
     ("a name that begins with a dot", setting("name", "..a"), ManifestMalformed, "'..a'"),
     ("a name that ends a line", setting("name", "toy\n"), ManifestMalformed, "'toy\\n'"),
