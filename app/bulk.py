@@ -77,12 +77,13 @@ class Parts:
         self._rows: list[Row] = []
         self._vectors: list[NDArray[np.float32]] = []
         self._pending: dict[str, NDArray[np.float32]] = {}
-        for part in sorted(folder.glob(f"part-*.{'parquet' if kind == 'parquet' else 'jsonl'}")):
+        # The row that was written last counts, whichever shard wrote it: a file may fall to another one now. Its time
+        # of change does not say that, as a file that was put back from a copy is older than what it replaced.
+        for part in sorted(folder.glob(f"part-*.{'parquet' if kind == 'parquet' else 'jsonl'}"), key=_written):
             for i, row in enumerate(self._read_rows(part)):
                 self.by_path[row.path] = row
                 self._where.setdefault(row.sha256, (part, i))
-        taken = [int(part.stem.split("-")[2]) for part in folder.glob(f"part-{shard:03d}-*")]
-        self._next = max(taken, default=-1) + 1
+        self._next = max((_written(part)[0] for part in folder.glob("part-[0-9][0-9][0-9]-*")), default=-1) + 1
 
     def has(self, sha256: str) -> bool:
         """Whether the vector of this content is here already."""
@@ -173,6 +174,12 @@ class Parts:
         )
         with whole(part) as stream:
             pyarrow.parquet.write_table(table, stream)
+
+
+def _written(part: Path) -> tuple[int, int]:
+    """(number, shard) of a part: a run's numbers are above those of all parts that it found, of any shard."""
+    _, shard, number = part.stem.split("-")
+    return int(number), int(shard)
 
 
 def _line(value: dict[str, Any]) -> bytes:

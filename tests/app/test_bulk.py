@@ -134,6 +134,21 @@ def test_shards_share_the_files_and_meet_in_one_folder(toy_bundle: Path, collect
     assert sum(map(len, shares)) == len(set.union(*shares)) == 7
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_after_other_shards_the_row_written_last_counts(
+    kind: str, toy_bundle: Path, collection: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert {run(toy_bundle, collection, "--format", kind, "--shard", f"{i}/2", "--part", "1") for i in range(2)} == {0}
+    other = bulk.photos(collection, 1, 2)[0]
+    other.write_bytes(encoded(photo(8)))
+    os.utime(other, ns=(0, 0))  # as of a file that was put back from a copy: older than what it replaces
+    assert run(toy_bundle, collection, "--format", kind) == 0
+    assert "1 embedded, 0 reused, 6 known" in capsys.readouterr().out.splitlines()[-1]
+    for quick in ([], ["--quick"]):
+        assert run(toy_bundle, collection, "--format", kind, *quick) == 0
+        assert "0 embedded, 0 reused, 7 known" in capsys.readouterr().out
+
+
 def test_quick_reads_no_file_that_did_not_change(
     toy_bundle: Path, collection: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
