@@ -4,7 +4,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, LiteralString
-from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,7 +12,7 @@ from alignet_client.retrieval.index import Entry, Hit, IndexFault, Space, Vector
 
 try:
     import psycopg
-    from psycopg import sql
+    from psycopg import conninfo, pq, sql
     from psycopg.types.json import Jsonb
 except ImportError as error:
     raise ImportError("pgvector needs psycopg; run: pip install 'alignet-serve[retrieval-pgvector]'") from error
@@ -28,6 +27,7 @@ MOST_INDEXED = 2000
 """Numbers of a vector that pgvector's HNSW takes; longer ones are compared with every row."""
 
 _MOST_EF = 1000
+_ITERATIVE = "hnsw.iterative_scan"
 
 
 class PgVectorIndex:
@@ -37,18 +37,20 @@ class PgVectorIndex:
     table's comment, so whoever finds the table finds whose vectors it holds.
 
     Args:
-        dsn: as libpq takes it: `postgresql://user@host/database`.
+        dsn: as libpq takes it: `postgresql://user@host/database`, or `host=... dbname=...`.
         table: made if it is not there; a table of the search path, or SCHEMA.TABLE.
         space: of the vectors; None: that of the table, which must be there.
         ef_search: candidates that HNSW keeps, at least; more finds more and takes longer.
 
     Raises:
         WrongSpace: the table holds vectors of another space.
-        IndexFault: there is no such table, it is none of ours, or the database cannot be reached or has no pgvector.
+        IndexFault: there is no such table, it is none of ours, or the database cannot be reached or has no pgvector,
+            or one before 0.8.
     """
 
     def __init__(self, dsn: str, table: str = "photos", space: Space | None = None, *, ef_search: int = 100) -> None:
-        self._dsn, self._name, self._ef = dsn, table, ef_search
+        self._name, self._ef = table, ef_search
+        self._place = f"pgvector:{_without_secrets(dsn)}#{table}"
         self._table = sql.Identifier(*table.split("."))
         try:
             self._connection = psycopg.connect(dsn, autocommit=True)
@@ -57,17 +59,15 @@ class PgVectorIndex:
         self._guard = threading.RLock()
         try:
             self._space = self._made(space)
+            self._require_iterative_scans()
         except BaseException:
             self._connection.close()
             raise
 
     @property
     def place(self) -> str:
-        """As `open_index` takes it, without the password."""
-        parts = urlsplit(self._dsn)
-        if parts.password:
-            parts = parts._replace(netloc=f"{parts.username or ''}@{parts.netloc.rpartition('@')[2]}")
-        return f"pgvector:{urlunsplit(parts)}#{self._name}"
+        """As `open_index` takes it, in the form `host=... dbname=...`, without passwords."""
+        return self._place
 
     @property
     def space(self) -> Space:
@@ -102,7 +102,7 @@ class PgVectorIndex:
         ef = f"SET LOCAL hnsw.ef_search = {min(max(self._ef, k), _MOST_EF)}".encode()
         with self._asked() as connection, connection.transaction():
             connection.execute(ef)
-            connection.execute("SET LOCAL hnsw.iterative_scan = strict_order")
+            connection.execute(f"SET LOCAL {_ITERATIVE} = strict_order".encode())
             answers = [connection.execute(query, {"query": one.tolist(), "k": k}).fetchall() for one in queries]
         base = 1.0 if self.space.similarity == "cosine" else 0.0
         return [[Hit(Entry(key, payload), base - distance) for key, payload, distance in rows] for rows in answers]
@@ -178,6 +178,22 @@ class PgVectorIndex:
                 self._connection.execute(statement)
         return space
 
+    def _require_iterative_scans(self) -> None:
+        """Raises IndexFault where pgvector has none.
+
+        The database itself says so at a search only in some sessions: until it has loaded the library, it takes any
+        setting.
+        """
+        loaded = f"SELECT '[0]'::vector IS NULL, current_setting('{_ITERATIVE}', true)".encode()
+        try:
+            row = self._connection.execute(loaded).fetchone()
+        except psycopg.Error as error:
+            raise IndexFault(f"{self.place}: no pgvector on the search path: {str(error).strip()}") from error
+        if row is None or row[1] is None:
+            query = "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
+            (version,) = self._connection.execute(query).fetchone() or ("of no version",)
+            raise IndexFault(f"{self.place}: pgvector {version}; expected 0.8 or newer, update it in the database")
+
     def _statements(self, space: Space) -> Iterator[sql.Composed]:
         yield self._sql(
             "CREATE TABLE {table} (id uuid PRIMARY KEY, sha256 text NOT NULL, payload jsonb NOT NULL, "
@@ -189,3 +205,16 @@ class PgVectorIndex:
             classes = sql.SQL(_OPERATORS[space.similarity][1])
             yield self._sql("CREATE INDEX ON {table} USING hnsw (embedding {classes})", classes=classes)
         yield self._sql("COMMENT ON TABLE {table} IS {about}", about=sql.Literal(space.written()))
+
+
+def _without_secrets(dsn: str) -> str:
+    """A connection string with what libpq itself would show alone. Raises IndexFault, which does not repeat it."""
+    try:
+        options = pq.Conninfo.parse(dsn.encode())
+    except psycopg.Error:
+        raise IndexFault(
+            "pgvector: libpq cannot read the connection string; expected postgresql://USER@HOST/DATABASE, with @ : / # "
+            "in a password written %40 %3A %2F %23, or host=HOST user=USER dbname=DATABASE"
+        ) from None
+    shown = {one.keyword.decode(): one.val.decode() for one in options if one.val is not None and one.dispchar == b""}
+    return conninfo.make_conninfo("", **shown)

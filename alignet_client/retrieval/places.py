@@ -38,5 +38,10 @@ def open_index(place: str, space: Space | None = None, *, write: bool = True) ->
     if location and kind == "pgvector":
         from alignet_client.retrieval.pgvector import PgVectorIndex
 
+        if set(name) & set("@/#="):  # not repeated: it may be half of a password
+            raise ValueError(
+                "what follows the first # is no name of a table; expected "
+                "pgvector:postgresql://USER@HOST/DATABASE#TABLE, with %23 for a # of a password"
+            )
         return PgVectorIndex(location, name or NAME, space)
     raise ValueError(f"{place!r} is no place of an index; expected {PLACES}")

@@ -232,11 +232,46 @@ def test_a_table_of_somebody_else_is_left_alone(postgres: str) -> None:
         open_index(f"pgvector:{postgres}#customers", SPACE)
 
 
-def test_a_database_that_cannot_be_reached_and_a_password_that_is_not_said() -> None:
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://me:secret@127.0.0.1:1/db",
+        "postgresql://me@127.0.0.1:1/db?password=secret",
+        "host=127.0.0.1 port=1 user=me dbname=db password=secret",
+        "host=127.0.0.1 port=1 user=me dbname=db sslpassword='secret'",
+    ],
+)
+def test_a_database_that_cannot_be_reached_and_a_password_that_is_not_said(dsn: str) -> None:
     with pytest.raises(IndexFault) as caught:
-        open_index("pgvector:postgresql://me:secret@127.0.0.1:1/db", SPACE)
-    assert "me@127.0.0.1:1" in str(caught.value)
+        open_index(f"pgvector:{dsn}", SPACE)
+    for word in ("user=me", "host=127.0.0.1", "port=1", "dbname=db", "#photos"):
+        assert word in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dsn", ["host=db password=my secret", "postgresql://me:my#secret@db/x"])
+def test_a_connection_string_that_cannot_be_read_is_not_repeated(dsn: str) -> None:
+    with pytest.raises((IndexFault, ValueError), match="%23") as caught:
+        open_index(f"pgvector:{dsn}", SPACE)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_the_place_of_an_index_opens_it_again(postgres: str) -> None:
+    with closing(open_index(f"pgvector:{postgres}#placed", SPACE)) as index:
+        place = index.place
+    with closing(open_index(place)) as again:
+        assert again.space == SPACE
+
+
+def test_a_pgvector_without_iterative_scans_is_refused(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alignet_client.retrieval import pgvector
+
+    open_index(f"pgvector:{postgres}#old", SPACE).close()
+    monkeypatch.setattr(pgvector, "_ITERATIVE", "hnsw.not_yet")  # as before 0.8
+    for space in (SPACE, None):
+        with pytest.raises(IndexFault, match=r"pgvector 0\.\d.*expected 0\.8 or newer"):
+            open_index(f"pgvector:{postgres}#old", space)
 
 
 # --- Qdrant -----------------------------------------------------------------------------------------
