@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"alignet: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("alignet: interrupted; nothing was written", file=sys.stderr)
+        print(f"alignet: interrupted{options.interrupted}", file=sys.stderr)
         return 130
     if options.json:
         print(json.dumps(answer, indent=2))
@@ -201,6 +201,7 @@ def parser() -> argparse.ArgumentParser:
     """All that `alignet` takes; shells complete and the reference is written from it."""
     parser = argparse.ArgumentParser(prog="alignet", description="Ask a running AligNet Serve about photos.")
     parser.add_argument("--version", action="version", version=f"alignet {version('alignet-serve')}")
+    parser.set_defaults(interrupted="")  # most commands write nothing
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     connection = _connection()
     shared = argparse.ArgumentParser(add_help=False, parents=[connection])
@@ -213,7 +214,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("folder", type=Path, help="photos, searched with all folders inside; or one photo")
     one.add_argument("--out", type=Path, required=True, help="NAME.parquet, or NAME.npy with .jsonl beside it")
     one.add_argument("--normalize", action="store_true", help="scale vectors to length 1: a space of its own")
-    one.set_defaults(run=_embed)
+    one.set_defaults(run=_embed, interrupted="; no vectors were written")
 
     one = commands.add_parser("odd", parents=[shared], help="which of three photos is the odd one")
     one.add_argument("images", type=str, nargs=3, metavar="IMAGE", help="a file, or a URL if the service fetches it")

@@ -34,7 +34,7 @@ def add(
     one.add_argument("folder", type=Path, help="photos, searched with all folders inside; or one photo")
     one.add_argument("--to", help=f"made if it is not there: {PLACES}", **place)
     one.add_argument("--normalize", **normalize)
-    one.set_defaults(run=_index)
+    one.set_defaults(run=_index, interrupted="; what was embedded stays in the index, the same command goes on")
 
     one = commands.add_parser("search", parents=[connection], help="photos of an index most like one")
     one.add_argument("photo", type=Path, help="the one")
@@ -50,7 +50,8 @@ def add(
     one.add_argument("--normalize", **normalize)
     one.add_argument("--switch", type=Path, metavar="STATE", help="when complete, read the new one: writes this file")
     one.add_argument("--without", type=int, default=0, metavar="N", help="switch though N photos are lost")
-    one.set_defaults(run=_migrate)
+    kept = "; what was embedded stays in the new index, the same command goes on"
+    one.set_defaults(run=_migrate, interrupted=kept)
 
     one = commands.add_parser("bridge", parents=[connection, many], help="fit a linear map from one space to another")
     one.add_argument("folder", type=Path, help="photos to fit and to measure on")
@@ -59,13 +60,13 @@ def add(
     one.add_argument("--out", type=Path, required=True, metavar="FILE", help="NAME.npz")
     one.add_argument("--pairs", type=positive, default=2000, metavar="N", help="photos, at most (%(default)s)")
     one.add_argument("-k", "--top", type=positive, default=10, metavar="N", help="neighbours (%(default)s)")
-    one.set_defaults(run=_bridge)
+    one.set_defaults(run=_bridge, interrupted="; no bridge was written")
 
     one = commands.add_parser("map", parents=[connection], help="an index mapped by a bridge into another")
     one.add_argument("--from", dest="old", help="of the bridge's source", **place)
     one.add_argument("--bridge", type=Path, required=True, metavar="FILE")
     one.add_argument("--to", dest="new", help="made if it is not there", **place)
-    one.set_defaults(run=_map)
+    one.set_defaults(run=_map, interrupted="; the new index may hold a part, the same command maps all again")
 
 
 def _index(options: argparse.Namespace) -> Answer:

@@ -71,6 +71,53 @@ def test_what_cannot_be_written_is_said_before_the_work(folder: Path, out: str, 
     assert out.split("/")[0] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("embed PHOTOS --out NEW.npy", "interrupted; no vectors were written"),
+        ("odd a b c", "interrupted"),
+        ("models", "interrupted"),
+        ("index PHOTOS --to faiss:NEW", "interrupted; what was embedded stays in the index, the same command goes on"),
+        (
+            "migrate PHOTOS --from faiss:OLD --to faiss:NEW",
+            "interrupted; what was embedded stays in the new index, the same command goes on",
+        ),
+        ("bridge PHOTOS --from base --to aligned --out NEW.npz", "interrupted; no bridge was written"),
+        (
+            "map --from faiss:OLD --bridge OLD.npz --to faiss:NEW",
+            "interrupted; the new index may hold a part, the same command maps all again",
+        ),
+    ],
+)
+def test_an_interrupted_command_says_what_is_kept(
+    command: str, said: str, folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "__init__", interrupted)
+    monkeypatch.setattr("alignet_client.__main__._vectors", interrupted)
+    monkeypatch.setattr("alignet_client.migration.Bridge.load", interrupted)
+    names = {"PHOTOS": str(folder), "NEW.npy": str(folder.parent / "v.npy")}
+    assert main([names.get(word, word) for word in command.split()]) == 130
+    assert capsys.readouterr().err == f"alignet: {said}\n"
+
+
+def test_an_interrupted_index_keeps_what_it_says(folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    faiss = pytest.importorskip("alignet_client.retrieval.faiss_file").FaissIndex
+    real, command = faiss.upsert, ["index", str(folder), "--to", f"faiss:{folder.parent / 'index'}", "--batch", "2"]
+
+    def interrupted(*arguments: Any) -> None:
+        real(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(faiss, "upsert", interrupted)
+    assert main(command) == 130
+    monkeypatch.setattr(faiss, "upsert", real)
+    assert main(command) == 0
+    assert "2 known" in capsys.readouterr().out
+
+
 def test_odd(folder: Path, live: str, capsys: Any) -> None:
     images = [str(folder / name) for name in NAMES[:3]]
     assert main(["odd", *images, "--json"]) == 0
