@@ -15,7 +15,7 @@ from export.card import card
 from export.graph import EmbeddingModel
 from export.perceptual import read_perceptual
 from tests.export.test_package import main_with
-from tests.training.tiny import write_photos
+from tests.training.tiny import tiny_clip, write_photos
 from training.encoders import features_of
 from training.perceptual.embedding import Shape
 from training.perceptual.generated import GeneratorConfig
@@ -31,6 +31,10 @@ SHAPES = {
     "head": (replace(VIT, hidden=8), Adaptation()),
     "levels": (replace(VIT, output="levels", hidden=8), Adaptation()),
     "ensemble": (replace(VIT, branches=("timm:test_vit", "timm:test_vit2"), normalise="unit"), LORA),
+    "open_clip": (
+        replace(VIT, branches=("timm:test_vit", "open_clip:tiny-clip")),
+        replace(LORA, lora_targets=("qkv", "c_fc", "c_proj")),
+    ),
 }
 
 
@@ -43,8 +47,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def from_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No hub: weights of a run replace random ones."""
+def from_scratch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No hub: weights of a run replace random ones, and open_clip knows a tiny architecture."""
+    tiny_clip(tmp_path)
     monkeypatch.setattr("export.perceptual.read_embedding", lambda run: read_embedding(run, pretrained=False))
 
 

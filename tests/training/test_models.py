@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from contract.pixels import load_pixels
 from export.graph import OUTPUTS, AlignedModel, export_graph
+from tests.training import tiny
 from training.align import Transform
 from training.encoders import Encoder, features_of, weights_digest
 from training.models import MODELS, build
@@ -73,12 +74,7 @@ def test_a_feature_point_is_what_timm_itself_computes(name: str, output: Any) ->
 @pytest.fixture(scope="module")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An architecture of two small towers, known to open_clip."""
-    folder = tmp_path_factory.mktemp("configs")
-    vision = {"image_size": 32, "layers": 2, "width": 64, "head_width": 16, "patch_size": 8}
-    text = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
-    (folder / "tiny-clip.json").write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
-    open_clip.add_model_config(folder)
-    return "tiny-clip"
+    return tiny.tiny_clip(tmp_path_factory.mktemp("configs")).removeprefix("open_clip:")
 
 
 def test_open_clip_gives_what_encode_image_gives(tiny_clip: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The tiny: an encoder of three small convolutions, and a data folder whose colours say what people would choose."""
 
 import csv
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -85,6 +86,17 @@ def tiny_vit(seed: int = 0) -> Encoder:
     pixels = PixelSpec(height=8, width=8, resize="squash", dtype="uint8", mean=(0.5,) * 3, std=(0.5,) * 3)
     module = TimmFeatures(backbone, pixels, "cls").eval().requires_grad_(False)
     return Encoder(module, pixels, VIT_WIDTH, BaseModel(name="tiny ViT", source="test", license="none"))
+
+
+def tiny_clip(folder: Path) -> str:
+    """Name for `training.models.build` of two small towers in open_clip's registry, 32 x 32 pixels to 24 values."""
+    import open_clip
+
+    vision = {"image_size": 32, "layers": 2, "width": 64, "head_width": 16, "patch_size": 8}
+    text = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
+    (folder / "tiny-clip.json").write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(folder)
+    return "open_clip:tiny-clip"
 
 
 TINY_MODEL = Model(

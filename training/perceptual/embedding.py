@@ -209,7 +209,10 @@ def _ensemble(parts: Sequence[Encoder], shape: Shape) -> Encoder:
     framing = [replace(part.pixels, mean=(0.0,) * 3, std=(1.0,) * 3, value_range=(0.0, 1.0)) for part in parts]
     for name, one in zip(shape.branches, framing, strict=True):
         if one != framing[0]:
-            raise ValueError(f"{name} wants its pixels as {one}, {shape.branches[0]} as {framing[0]}; give a side.")
+            raise ValueError(
+                f"{name} wants its pixels as {one}, {shape.branches[0]} as {framing[0]}; branches see the same pixels. "
+                "Give a side where sizes differ, squash where framings do, or leave the branch out."
+            )
     bases = [part.base_model for part in parts]
     base = BaseModel(
         name=" + ".join(base.name for base in bases),

@@ -43,6 +43,7 @@ from training.processes import place
 from training.stage import claim, write_json
 from training.student_model import load_weights
 from training.subset import Subset
+from training.timm_models import Framing
 
 SOURCES = ("nights", "bapps", "things", "classes", "generated")
 CHECKED, AGREEMENT = 8, 0.9999
@@ -224,8 +225,15 @@ def _earned_without(
 
 
 def embedding(shape: Shape, *, pretrained: bool = True, seed: int = 0) -> Encoder:
-    """The encoder of a shape before alignment."""
-    branches = [build(name, side=shape.side, pretrained=pretrained, seed=seed) for name in shape.branches]
+    """The encoder of a shape before alignment.
+
+    Branches of an ensemble see the same pixels, so photos are squashed for all of them, as DreamSim does; a network on
+    its own sees a photo as `training.models.build` frames it.
+    """
+    framing: Framing | None = "squash" if len(shape.branches) > 1 else None
+    branches = [
+        build(name, side=shape.side, framing=framing, pretrained=pretrained, seed=seed) for name in shape.branches
+    ]
     return shaped(branches, shape, seed=seed)
 
 

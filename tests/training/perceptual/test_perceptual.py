@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
 
+from tests.training.tiny import tiny_clip
 from training.__main__ import main
 from training.encoders import features_of
 from training.feeds import Step
@@ -232,6 +233,21 @@ def test_an_ensemble_is_its_branches_side_by_side_trained_and_read_as_one(
     torch.testing.assert_close(after, features_of(trained, pixels))
     with pytest.raises(ValueError, match="1 branches for a shape of 2"):
         read_student(embedding(VIT, pretrained=False), tmp_path / "weights.safetensors")
+
+
+def test_branches_of_timm_and_open_clip_are_trained_side_by_side_by_adapters_of_their_own(
+    photos: Path, tmp_path: Path
+) -> None:
+    shape = Shape(branches=("timm:test_vit", tiny_clip(tmp_path)), side=SIDE)
+    start = embedding(shape, pretrained=False)
+    assert start.pixels.resize == "squash" and start.size == 64 + 24
+    lora = replace(LORA, lora_targets=("qkv", "c_fc", "c_proj"))
+    trained = aligned(photos, tmp_path / "run", shape, steps=2, adaptation=lora)
+    pixels = torch.randint(0, 256, (3, 3, SIDE, SIDE), dtype=torch.uint8)
+    moved = (features_of(trained, pixels) - features_of(start, pixels)).abs()
+    assert moved[:, :64].max() > 1e-4 and moved[:, 64:].max() > 1e-4
+    again = features_of(read_embedding(tmp_path / "run", pretrained=False), pixels)
+    torch.testing.assert_close(again, features_of(trained, pixels))
 
 
 def test_a_head_starts_as_the_network_and_alone_is_trained() -> None:
