@@ -3,13 +3,14 @@
 DATA/segmentation/NAME/{train,test}/images/ and masks/   masks are PNG of class numbers, 255 is not judged
 DATA/depth/NAME/{train,test}/images/ and depth/          depth is a float array, NAME.npy [height, width], above 0
 
-Images and masks pair by name without suffix. Tokens are those after the final norm of a timm ViT, of several branches
-side by side; a model without patches takes no part, and its differences neither. The head is one linear layer, its
-output resized to the mask. Segmentation: soft Jaccard loss, Adam 3e-4, 10 epochs of batches of 16; figure: mean over
-images of the mean Jaccard index over the classes in the image or the prediction. Depth: 256 uniform bins up to the
-largest training depth, their mean by softmax; loss mean(g^2) + .15 (sum g)^2 / N^2 of g = log(predicted + .001) -
-log(depth + .001), and the mean absolute gradient of g; Adam 3e-4, 10 epochs of 128; figure: root mean squared error
-of an image.
+Images and masks pair by name without suffix. Tokens are those after the final norm of a ViT of timm or open_clip, of
+several branches side by side; a model without patches takes no part, and its differences neither. They are
+standardised over the training images: each dimension less its mean, all divided by the one deviation of all values,
+so that one learning rate suits every model. The head is one linear layer on them, its output resized to the mask.
+Segmentation: soft Jaccard loss, Adam 3e-4, 10 epochs of batches of 16; figure: mean over images of the mean Jaccard
+index over the classes in the image or the prediction. Depth: 256 uniform bins up to the largest training depth, their
+mean by softmax; loss mean(g^2) + .15 (sum g)^2 / N^2 of g = log(predicted + .001) - log(depth + .001), and the mean
+absolute gradient of g; Adam 3e-4, 10 epochs of 128; figure: root mean squared error of an image.
 """
 
 from collections.abc import Callable
@@ -66,10 +67,10 @@ def _run(setting: Setting, task: Task, figure: str, unit: str) -> Result:
     networks = {subject.name: _network(subject) for subject in setting.subjects}
     able = tuple(s for s in setting.subjects if networks[s.name] is not None)
     if not able:
-        raise NotHere("no model has patch tokens; a timm ViT has")
-    if len(able) < len(setting.subjects):
-        out.notes.append("models without patch tokens are left out.")
+        raise NotHere("no model has patch tokens; a ViT of timm or open_clip has")
     names = {s.name for s in able}
+    if without := [s.name for s in setting.subjects if s.name not in names]:
+        out.notes.append(f"without patch tokens, and left out: {', '.join(without)}.")
     own = replace(setting, subjects=able, differences=tuple(p for p in setting.pairs if set(p) <= names))
     for folder in folders:
         train, test = (read_part(folder / part, task) for part in ("train", "test"))
@@ -93,10 +94,39 @@ def _network(subject: Subject) -> Encoder | None:
     if subject.encoder is None or subject.transform is not None:
         return None
     encoder = subject.encoder()
-    return encoder if all(hasattr(b.backbone, "forward_intermediates") for b in _towers(encoder.module)) else None
+    return encoder if all(has_patches(tower) for tower in _towers(encoder.module)) else None
 
 
-def _towers(module: nn.Module) -> list[Any]:
+def has_patches(tower: nn.Module) -> bool:
+    """Whether a network's blocks work on patch tokens that a final norm comes after: ViTs of timm and of open_clip.
+
+    Convolutional networks and pyramids answer `forward_intermediates` too, so that says nothing.
+    """
+    trunk = _trunk(tower)
+    # An attention pool of open_clip stands before the final norm, which is then of another width than the tokens.
+    own_of_clip = hasattr(trunk, "ln_post") and getattr(trunk, "attn_pool", None) is None
+    return (hasattr(trunk, "num_prefix_tokens") and hasattr(trunk, "blocks")) or own_of_clip
+
+
+def patch_grid(tower: nn.Module, pixels: Tensor) -> Tensor:
+    """[n, d, rows, columns] patch tokens after the final norm, of uint8 pixels, by a tower that `has_patches`."""
+    trunk, x = _trunk(tower), tower.normalized(pixels)  # type: ignore[operator]
+    how: dict[str, Any] = {"indices": 1, "output_fmt": "NCHW", "intermediates_only": True}
+    if hasattr(trunk, "ln_post"):
+        grids = trunk.forward_intermediates(x, normalize_intermediates=True, **how)["image_intermediates"]
+    else:
+        grids = trunk.forward_intermediates(x, norm=True, **how)
+    out: Tensor = grids[0]
+    return out
+
+
+def _trunk(tower: nn.Module) -> Any:
+    """The network that has the blocks: open_clip has towers of its own, and wraps some of timm's."""
+    backbone = getattr(tower, "backbone", None)
+    return getattr(backbone, "trunk", backbone)
+
+
+def _towers(module: nn.Module) -> list[nn.Module]:
     """The networks with their normalisation; a head is left out, since it reads no patches."""
     if isinstance(module, Headed):
         return _towers(module.inner)
@@ -142,12 +172,7 @@ def patch_tokens(encoder: Encoder, images: Images) -> Tensor:
         rows = range(start, min(start + CHUNK, len(images)))
         pixels = torch.from_numpy(np.stack([load_image(images, row, encoder.pixels) for row in rows]))
         with torch.inference_mode():
-            grids = [
-                tower.backbone.forward_intermediates(
-                    tower.normalized(pixels), indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
-                )[0]
-                for tower in _towers(encoder.module)
-            ]
+            grids = [patch_grid(tower, pixels) for tower in _towers(encoder.module)]
         if len({grid.shape[-2:] for grid in grids}) > 1:
             raise ValueError(f"branches have grids of {[tuple(g.shape[-2:]) for g in grids]}; expected the same.")
         parts.append(torch.cat(grids, 1).float())
@@ -155,7 +180,12 @@ def patch_tokens(encoder: Encoder, images: Images) -> Tensor:
 
 
 def fit_head(tokens: Tensor, truth: list[Tensor], task: Task, seed: int) -> Head:
-    """A linear head learned on tokens [n, d, rows, columns]; it maps tokens, and masks of its size, to output."""
+    """A linear head learned on tokens [n, d, rows, columns], standardised as the module docstring says.
+
+    Returns:
+        What maps tokens [1, d, rows, columns] and a mask or depth [height, width] to scores [1, classes, height, width]
+        or depths [1, height, width].
+    """
     torch.manual_seed(seed)
     if task == "segmentation":
         classes = int(max(int(t[t != IGNORED].max()) for t in truth if (t != IGNORED).any())) + 1

@@ -41,7 +41,7 @@ from training.images import SUFFIXES
 from training.run import split_concepts
 from training.stage import write_json
 
-VERSION = 3
+VERSION = 4
 """Of what protocols compute; raised when a stored result would be another today."""
 
 

@@ -3,13 +3,14 @@
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from tests.training.tiny import tiny_vit, write_rows
+from tests.training.tiny import tiny_clip, tiny_vit, write_rows
 from training.encoders import Encoder
 from training.evaluation import dense
 from training.evaluation.perceptual import count_by_neighbours, read_counts, read_judgments, top_hits
@@ -17,7 +18,9 @@ from training.evaluation.rag import UNCLEAR, class_of, nearest, vote
 from training.evaluation.result import Constants, NotHere
 from training.evaluation.subjects import Subject, read_subject
 from training.evaluation.suites import evaluate
+from training.images import load_image
 from training.levels import Levels
+from training.models import build
 from training.perceptual.embedding import Ensemble, Headed
 
 
@@ -173,7 +176,31 @@ def test_the_suite_judges_before_against_after_on_every_layout(tmp_path: Path) -
         assert {model for model, _, _ in value} == {"a", "b", "b - a"}
 
 
-def test_models_without_patches_and_data_without_sets_take_no_part(tmp_path: Path) -> None:
+def test_models_without_patches_take_no_part_and_are_named(tmp_path: Path) -> None:
+    write_world(tmp_path / "data")
+    cnn = partial(build, "timm:test_efficientnet", side=32, pretrained=False)
+    both = [Subject("vit", {}, encoder=tiny_vit), Subject("cnn", {"cnn": 1}, encoder=cnn)]
+    report = evaluate(both, "segmentation", tmp_path / "data", tmp_path / "both", Constants(repetitions=5))
+    assert (result := report.sections[0].result) is not None
+    assert {row.model for row in result.rows} == {"vit"}
+    assert "without patch tokens, and left out: cnn." in result.notes
+    with pytest.raises(ValueError, match=r"no model has patch tokens; a ViT of timm or open_clip has"):
+        evaluate(both[1:], "segmentation,depth", tmp_path / "data", tmp_path / "one")
+
+
+def test_open_clip_shows_its_own_patch_tokens_after_its_final_norm(tmp_path: Path) -> None:
+    encoder = build(tiny_clip(tmp_path), pretrained=False)
+    assert dense.has_patches(encoder.module)
+    tokens = dense.patch_tokens(encoder, _Noise())
+    pixels = torch.from_numpy(np.stack([load_image(_Noise(), row, encoder.pixels) for row in range(3)]))
+    tower: Any = encoder.module.backbone
+    with torch.inference_mode():
+        x = tower.ln_post(tower.transformer(tower._embeds(encoder.module.normalized(pixels))))  # type: ignore[operator]
+    assert tokens.shape == (3, 64, 4, 4)
+    torch.testing.assert_close(tokens.flatten(2).transpose(1, 2), x[:, 1:])
+
+
+def test_data_without_sets_is_said_to_lack_them(tmp_path: Path) -> None:
     for name in ("segmentation", "depth", "counting", "instances", "two-alternative"):
         with pytest.raises(ValueError, match=r"nothing in .* to evaluate"):
             evaluate([Subject("a", {}, encoder=tiny_vit)], name, tmp_path, tmp_path / "out")
