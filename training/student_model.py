@@ -45,6 +45,14 @@ class Adaptation:
         if self.lora_rank is not None and self.lora_rank < 1:
             raise ValueError(f"lora_rank is {self.lora_rank}; expected 1 or more, or none.")
 
+    def require_no_adapters(self) -> None:
+        """Raises ValueError where there are adapters: a head is trained on features of the network as it is."""
+        if self.lora_rank is not None:
+            raise ValueError(
+                f"lora_rank is {self.lora_rank}, and a head is to be trained on a frozen network, which adapters would "
+                "change. Give lora_rank none to train the head (--lora-rank none), or hidden none for adapters."
+            )
+
 
 class StudentModel(nn.Module):
     """Encoder, optional triplet head, optional regression head.
@@ -56,7 +64,7 @@ class StudentModel(nn.Module):
         seed: of the heads' and adapters' starting weights.
 
     Raises:
-        ValueError: no block or layer of the asked kind in the encoder.
+        ValueError: no block or layer of the asked kind in the encoder, or adapters for a network under a head.
     """
 
     def __init__(self, encoder: Encoder, regressed: int | None, adaptation: Adaptation, *, seed: int) -> None:
@@ -187,6 +195,8 @@ def _freeze(module: nn.Module, blocks: int) -> None:
 def _with_lora(module: nn.Module, adaptation: Adaptation) -> nn.Module:
     import peft
 
+    if isinstance(module, Headed):
+        adaptation.require_no_adapters()
     config = peft.LoraConfig(
         r=adaptation.lora_rank or 0,
         lora_alpha=adaptation.lora_alpha,  # type: ignore[arg-type]

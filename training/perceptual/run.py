@@ -68,6 +68,9 @@ class PerceptualRecipe:
             equal size; None for all.
         bootstrap: repetitions behind each interval.
         seed: of the head, of class triplets, of validation splits and of the bootstrap.
+
+    Raises:
+        ValueError: a head together with adapters.
     """
 
     name: str
@@ -79,6 +82,10 @@ class PerceptualRecipe:
     train_trials: int | None = None
     bootstrap: int = 1000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.shape.hidden is not None:
+            self.training.adaptation.require_no_adapters()
 
 
 def read_trials(source: str, generator: GeneratorConfig, seed: int) -> Trials:

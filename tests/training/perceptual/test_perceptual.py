@@ -206,6 +206,20 @@ def test_adapters_that_fit_no_layer_are_refused(photos: Path, tmp_path: Path) ->
         aligned(photos, tmp_path, adaptation=Adaptation(lora_rank=2, lora_targets=("nothing",)))
 
 
+def test_a_head_and_adapters_are_refused_before_anything_is_written_and_a_head_alone_is_trained(
+    photos: Path, tmp_path: Path
+) -> None:
+    given = "--branches timm:test_vit --random-weights --side 32 --longest 40 --steps 2 --checkpoint-every 1 --batch 4"
+    argv = ["perceptual", "perceptual_vit_small", f"generated:{photos}", "--out", str(tmp_path / "out"), *given.split()]
+    with pytest.raises(SystemExit, match=r"lora_rank is 16, and a head is to be trained.*--lora-rank none"):
+        main([*argv, "--hidden", "8"])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="lora_rank is 4, and a head"):
+        aligned(photos, tmp_path / "headed", replace(VIT, hidden=8))
+    main([*argv, "--hidden", "8", "--lora-rank", "none"])
+    assert (tmp_path / "out/mlp_head.safetensors").is_file()
+
+
 def test_class_token_and_mean_patch_are_trained_and_read_again_as_what_they_are(photos: Path, tmp_path: Path) -> None:
     trained = aligned(photos, tmp_path, replace(VIT, output="cls_patch"))
     plain = embedding(VIT, pretrained=False)
