@@ -158,9 +158,11 @@ class _Validation:
 
     @property
     def spent(self) -> bool:
-        """Whether the last `patience` validations brought nothing better."""
+        """Whether the last `patience` validations brought nothing better, and no strength is still to come."""
         patience = self.config.patience
-        return patience is not None and bool(self.lines) and len(self.lines) - 1 - self.best >= patience
+        if patience is None or not self.lines or self.lines[-1]["step"] < max(self.config.strengths, default=0):
+            return False
+        return len(self.lines) - 1 - self.best >= patience
 
     def __call__(self, step: int) -> bool:
         """Validate after so many steps; False where that is to be the last."""

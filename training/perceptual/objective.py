@@ -28,7 +28,8 @@ class PerceptualConfig(TrainConfig):
         after_warmup: the learning rate stays, or falls as a cosine.
         patience: validations without a better loss after which training stops; None never stops early.
         strengths: steps after which the weights are kept besides the best ones: how much alignment is too much is
-            another question for every task (Sundaram et al. 2024, section 5). Multiples of `checkpoint_every`.
+            another question for every task (Sundaram et al. 2024, section 5). Multiples of `checkpoint_every`; training
+            does not stop early before the last of them.
         feed_seed: of the order of trials.
     """
 

@@ -171,7 +171,7 @@ def run_perceptual(
             faster on a CPU than torch does; it must give what the recipe's network gives.
 
     Returns:
-        What `accuracy_figures` gives; `strength`: the same by step, of the steps in `strengths` that were reached;
+        What `accuracy_figures` gives; `strength`: the same by step, of the steps in `strengths`;
         and `left out`: what `left_out_figures` gives, where it was asked for.
 
     Raises:
@@ -198,7 +198,7 @@ def run_perceptual(
     )
     figures["strength"] = {}
     for step in recipe.training.strengths:
-        if (folder := strength_folder(out, step)).is_dir():  # early stopping may have come first
+        if (folder := strength_folder(out, step)).is_dir():  # runs of before stopped early all the same
             load_weights(encoder, folder / "weights.safetensors")
             then = work.vectors(encoder, test, f"{folder.name}/after")
             columns = accuracy_figures(test, before, then, taught, repetitions=recipe.bootstrap, seed=recipe.seed)

@@ -22,7 +22,7 @@ from training.perceptual.align import align
 from training.perceptual.embedding import Headed, Shape, shaped
 from training.perceptual.figures import accuracy_figures
 from training.perceptual.generated import GeneratorConfig, generate
-from training.perceptual.objective import Perceptual, PerceptualConfig, hinge, trial_feed
+from training.perceptual.objective import Perceptual, PerceptualConfig, hinge, step_of, trial_feed
 from training.perceptual.run import (
     PerceptualRecipe,
     embedding,
@@ -131,6 +131,21 @@ def test_a_training_that_only_harms_stops_early_with_the_weights_of_the_start(ph
         assert all(
             torch.equal(a, b) for a, b in zip(start.module.parameters(), trained.module.parameters(), strict=True)
         )
+
+
+def test_no_training_stops_early_before_the_last_asked_strength_and_the_best_weights_are_kept(
+    photos: Path, tmp_path: Path
+) -> None:
+    harm: dict[str, Any] = {"steps": 16, "learning_rate": 3.0, "patience": 1, "adaptation": Adaptation()}
+    trained = aligned(photos, tmp_path, **harm, strengths=(4, 8))
+    validation = lines(tmp_path / "validation.jsonl")
+    losses = [line["loss"] for line in validation]
+    assert [line["step"] for line in validation] == [0, 2, 4, 6, 8] and np.argmin(losses) < 3
+    assert all((tmp_path / f"strength-{step:06d}/weights.safetensors").is_file() for step in (4, 8))
+    trials = trials_of(photos)
+    step = step_of(trials.of_split("val"))
+    loss, _ = Perceptual(0.5)(step, [features_of(trained, PixelLoader(trials.images, trained.pixels)(step.rows))])
+    assert loss.item() == pytest.approx(min(losses), abs=1e-4)
 
 
 @pytest.mark.parametrize("at", ["step", "validation"])
