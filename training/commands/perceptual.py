@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="run folder to make or to continue")
     parser.add_argument("--device", default="cpu", help="`cuda` is each process's own GPU")
     parser.add_argument("--branches", nargs="+", metavar="MODEL", help="one backbone, or the branches of an ensemble")
-    parser.add_argument("--train-trials", type=int, help="judgments to learn from; all there are if not given")
+    parser.add_argument("--train-trials", type=int, help="judgments to learn from, ties not counted; all if not given")
     parser.add_argument(
         "--leave-one-kind-out", action="store_true", help="hold every kind out in turn, in place of --held-out"
     )
@@ -78,6 +78,7 @@ def do(args: argparse.Namespace) -> None:
         )
         first = place().rank == 0
     if first:
+        print("learned from {judgments} judgments, {trials} trials".format(**figures["learned from"]))
         print(f"{figures['trials']} trials: {figures['rule']}")
         print_columns(figures)
         if "left out" in figures:

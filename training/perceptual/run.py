@@ -64,8 +64,8 @@ class PerceptualRecipe:
         pretrained: False starts from random weights.
         generator: of trials, where they are generated.
         training: constants of the training.
-        train_trials: judgments that training sees, drawn from those there are, so that data sets can be compared at
-            equal size; None for all.
+        train_trials: judgments that training sees, drawn from those there are that are no ties, so that data sets can
+            be compared at equal size (see `with_training_judgments`); None for all.
         bootstrap: repetitions behind each interval.
         seed: of the head, of class triplets, of validation splits and of the bootstrap.
 
@@ -133,16 +133,21 @@ def with_all_splits(trials: Trials, seed: int) -> Trials:
 
 
 def with_training_judgments(trials: Trials, n: int | None, seed: int) -> Trials:
-    """With n of the training judgments, drawn at random; all where n is None. A judgment's trials stay together.
+    """With n of the training judgments, drawn at random; all where n is None.
+
+    Size is what people said: judgments in which they did not tie, since ties teach nothing. A judgment's trials stay
+    together, so n THINGS choices are 2n trials; steps take as many trials a batch from either.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer, or every training judgment is a tie.
     """
     if n is None:
         return trials
-    judgments = np.unique(trials.of_split("train").judgment)
+    judgments = np.unique(trials.of_split("train").decided().judgment)
     if not 0 < n <= len(judgments):
-        raise ValueError(f"{trials.source}: {len(judgments)} judgments to learn from; {n} of them were asked for.")
+        raise ValueError(
+            f"{trials.source}: {len(judgments)} judgments to learn from, ties left out; {n} of them were asked for."
+        )
     kept = np.random.default_rng(seed).permutation(judgments)[:n]
     return trials.take((trials.split != "train") | np.isin(trials.judgment, kept))
 
@@ -171,8 +176,9 @@ def run_perceptual(
             faster on a CPU than torch does; it must give what the recipe's network gives.
 
     Returns:
-        What `accuracy_figures` gives; `strength`: the same by step, of the steps in `strengths`;
-        and `left out`: what `left_out_figures` gives, where it was asked for.
+        What `accuracy_figures` gives; `learned from`: numbers of judgments and of trials that training saw;
+        `strength`: the accuracy by step, of the steps in `strengths`; and `left out`: what `left_out_figures` gives,
+        where it was asked for.
 
     Raises:
         ValueError: trials without a split to report on, `out` was made by another recipe or from other trials, or a
@@ -196,6 +202,8 @@ def run_perceptual(
     figures = accuracy_figures(
         test, before, after, taught, untrained=untrained, repetitions=recipe.bootstrap, seed=recipe.seed
     )
+    lesson = trials.of_split("train").decided()
+    figures["learned from"] = {"judgments": len(np.unique(lesson.judgment)), "trials": len(lesson)}
     figures["strength"] = {}
     for step in recipe.training.strengths:
         if (folder := strength_folder(out, step)).is_dir():  # runs of before stopped early all the same

@@ -396,7 +396,7 @@ def test_training_sees_as_many_judgments_as_were_asked_for_and_whole_ones(photos
     assert len(fewer.of_split("train")) == 20 and len(np.unique(fewer.of_split("train").judgment)) == 10
     assert np.array_equal(fewer.of_split("test").index, trials.of_split("test").index)
     assert with_training_judgments(trials, None, seed=0) is trials
-    with pytest.raises(ValueError, match="64 judgments to learn from; 65 of them were asked for"):
+    with pytest.raises(ValueError, match="64 judgments to learn from, ties left out; 65 of them were asked for"):
         with_training_judgments(trials, 65, seed=0)
 
 
@@ -407,7 +407,8 @@ def test_the_command_runs_a_recipe_with_what_is_given_in_place_of_its_constants(
     more = "--batch 4 --per-image 1 --lora-rank 2 --lora-alpha 3 --precision fp32 --seed 3"
     argv = ["perceptual", "perceptual_vit_small", f"generated:{photos}", "--out", str(tmp_path / "out")]
     main([*argv, *given.split(), *more.split()])
-    assert "after - before     all" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "after - before     all" in said and "learned from 32 judgments, 32 trials" in said
     stored = json.loads((tmp_path / "out/config.json").read_text())["config"]
     assert stored["adaptation"]["lora_alpha"] == 3 and stored["steps"] == 2 and stored["seed"] == 3
     assert json.loads((tmp_path / "out/embedding.json").read_text())["branches"] == ["timm:test_vit"]

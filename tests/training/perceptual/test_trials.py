@@ -10,6 +10,7 @@ from training.images import open_images
 from training.perceptual.bapps import read_bapps
 from training.perceptual.class_triplets import class_triplets
 from training.perceptual.nights import read_nights
+from training.perceptual.run import with_training_judgments
 from training.perceptual.things import read_things
 from training.perceptual.trials import Trials, distances, scores
 
@@ -109,6 +110,21 @@ def test_a_things_choice_is_right_only_if_both_of_its_trials_are_and_a_tie_earns
     (tmp_path / "things_testset.txt").write_text("cat cat dog\n")
     with pytest.raises(ValueError, match="line 1 is 'cat cat dog'"):
         read_things(tmp_path)
+
+
+def test_data_sets_of_equal_size_have_as_many_judgments_that_are_no_ties(tmp_path: Path) -> None:
+    names = [f"{i}" for i in range(8)]
+    for seed, name in enumerate(names):
+        write_photo(tmp_path / f"{name}.png", np.random.default_rng(seed).random(3), seed)
+    (tmp_path / "things_trainset.txt").write_text("\n".join(" ".join(names[i : i + 3]) for i in range(6)))
+    shares = [0, 0.5, 1, 0.5, 0.5, 0.25, 1, 0.75, 0.5, 0]
+    judged = write_bapps(tmp_path / "bapps", {"train/cnn": shares})
+    for trials, each in ((read_things(tmp_path), 2), (read_bapps(judged), 1)):
+        lesson = with_training_judgments(trials, 5, seed=0).of_split("train")
+        assert len(lesson.decided()) == len(lesson) == 5 * each
+        assert len(np.unique(lesson.judgment)) == 5
+    with pytest.raises(ValueError, match="6 judgments to learn from, ties left out; 7 of them"):
+        with_training_judgments(read_bapps(judged), 7, seed=0)
 
 
 def test_class_triplets_hold_two_of_a_class_and_one_of_another_and_share_no_image_between_splits(
