@@ -2,7 +2,11 @@
 
 They are no human judgments. They let the whole path run, and be measured, where no judged set is at hand, and hold
 kinds of distortion back to see what is learned beyond them. Nothing is written: a trial's three images are rows of
-an `Images`, made when they are read, each a function of (seed, trial) alone.
+an `Images`, made when they are read, each a function of (seed, trial) and the photos alone.
+
+Strengths end in whole pixels, blocks, tiles, qualities and colours, so that two near ones can draw one picture, and the
+answer would be known of nothing. Such a trial's strengths move apart until there are two pictures, see
+`Distorted.read`.
 """
 
 import io
@@ -20,6 +24,9 @@ from training.perceptual.distortions import COUNTS, DISTORTIONS, KINDS, RELATED,
 from training.perceptual.trials import SPLITS, Trials
 
 PARTS = ("reference", "left", "right")
+
+TRIES = 8
+"""Equal steps in which a trial's strengths move apart, to none and to the strongest, while they draw one picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,19 +177,61 @@ class Distorted:
         return f"{PARTS[part]} of trial {trial}, {self.kind[trial]} of {self.images.where(int(self.unit[trial]))}"
 
     def read(self, row: int) -> bytes:
-        """The image of a row as PNG, which loses nothing."""
+        """The image of a row as PNG, which loses nothing.
+
+        Alternatives are drawn at the strengths of their trial, or, where these draw one picture, at the next of `TRIES`
+        pairs farther apart that draw two.
+
+        Raises:
+            ValueError: the photo is too plain or too small for its kind: every pair draws one picture.
+        """
         trial, part = divmod(int(self.rows[row]), 3)
-        kind, strength = str(self.kind[trial]), float(self.strength[trial, part])
-        stream = part if self.config.own_draw else 0
-        rng = np.random.default_rng([self.config.seed, 2, trial, stream])
-        image = self._open(int(self.unit[trial]))
-        if kind == "count":
-            image = pasted(image, self._open(int(self.partner[trial])), strength, rng)
-        elif part:
-            image = DISTORTIONS[kind](image, strength, rng)
+        sources = self._sources(trial)
+        if not part:
+            image = self._drawn(trial, part, float(self.strength[trial, 0]), sources)
+        elif trial in self._settled:
+            image = self._drawn(trial, part, self._settled[trial][part - 1], sources)
+        else:
+            image = self._alternatives(trial, sources)[part - 1]
         out = io.BytesIO()
         image.save(out, "PNG", compress_level=0)  # it is decoded at once: nothing is gained by packing it
         return out.getvalue()
+
+    @cached_property
+    def _settled(self) -> dict[int, tuple[float, float]]:
+        """Strengths of left and right, of trials that were read: threads that settle one together settle it alike."""
+        return {}
+
+    def _alternatives(self, trial: int, sources: Sequence[Image.Image]) -> list[Image.Image]:
+        """The left and the right image, which are two pictures. Raises ValueError, see `read`."""
+        drawn = self.strength[trial, 1:]
+        end = (drawn == drawn.max()).astype(np.float64)
+        for k in range(TRIES + 1):
+            left, right = (drawn + (end - drawn) * k / TRIES).tolist()
+            own = [self._drawn(trial, part, grade, sources) for part, grade in ((1, left), (2, right))]
+            # Where each has a draw of its own, they differ in it; that their grades differ, equal draws show.
+            graded = [self._drawn(trial, 0, grade, sources) for grade in (left, right)] if self.config.own_draw else own
+            if not (_alike(*own) or _alike(*graded)):
+                self._settled[trial] = (left, right)
+                return own
+        raise ValueError(
+            f"{self.images.where(int(self.unit[trial]))} is the same picture after {self.kind[trial]} of any strength "
+            f"(trial {trial}). It is too plain, or with its longest side shrunk to {self.config.longest} pixels too "
+            "small: leave the photo or the kind out, or give a larger longest."
+        )
+
+    def _drawn(self, trial: int, part: int, strength: float, sources: Sequence[Image.Image]) -> Image.Image:
+        """One image of a trial, by the draws of that part."""
+        kind = str(self.kind[trial])
+        rng = np.random.default_rng([self.config.seed, 2, trial, part if self.config.own_draw else 0])
+        if kind == "count":
+            return pasted(sources[0], sources[1], strength, rng)
+        return DISTORTIONS[kind](sources[0], strength, rng) if strength else sources[0]
+
+    def _sources(self, trial: int) -> list[Image.Image]:
+        """The photo of a trial and, where objects are counted, the one that they are cut out of."""
+        rows = [self.unit[trial], *([self.partner[trial]] if self.kind[trial] == "count" else [])]
+        return [self._open(int(row)) for row in rows]
 
     def _parts(self) -> tuple[list[int], list[int]]:
         """(trial of each row, which of `PARTS` it is)."""
@@ -193,3 +242,10 @@ class Distorted:
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(self.images.read(row)))).convert("RGB")
         image.thumbnail((self.config.longest, self.config.longest), Image.Resampling.BICUBIC)
         return image
+
+
+def _alike(one: Image.Image, other: Image.Image) -> bool:
+    """Whether two images are one picture; a crop is as large as what it shows."""
+    if one.size != other.size:
+        one = one.resize(other.size, Image.Resampling.BICUBIC)
+    return one.tobytes() == other.tobytes()

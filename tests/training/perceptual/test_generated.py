@@ -161,6 +161,50 @@ def test_references_are_the_image_itself_and_alternatives_differ_from_it_and_eac
         assert left.size != right.size or not np.array_equal(np.asarray(left), np.asarray(right))
 
 
+@pytest.mark.parametrize("own_draw", [False, True], ids=["same draw", "own draw"])
+@pytest.mark.parametrize("kind", [*KINDS, *RELATED])
+def test_near_grades_of_small_images_are_two_pictures_and_the_answer_is_the_weaker(
+    folder: Path, kind: str, own_draw: bool
+) -> None:
+    trials = trials_of(folder, kinds=(kind,), gap=(0.005, 0.03), longest=32, own_draw=own_draw)
+    nearer = []
+    for trial in range(40):
+        ref, *both = (Image.open(io.BytesIO(trials.images.read(row))) for row in trials.index[trial])
+        left, right = (np.asarray(image.resize(ref.size), float) for image in both)
+        assert not np.array_equal(left, right)
+        weak, strong = (right, left) if trials.votes[trial] else (left, right)
+        nearer.append(np.abs(weak - np.asarray(ref, float)).mean() < np.abs(strong - np.asarray(ref, float)).mean())
+    # Pixels of what has moved, or has another draw, are not farther the more it has; of the others they mostly are.
+    assert own_draw or kind in ("crop", "shift", "rotation") or np.mean(nearer) > 0.8
+
+
+def test_trials_that_are_two_pictures_are_drawn_at_their_own_strengths_and_others_only_as_far_apart_as_needed(
+    folder: Path,
+) -> None:
+    trials = trials_of(folder, kinds=("blur", "pixelation"), longest=32)
+    images, moved = trials.images, []
+    assert isinstance(images, Distorted)
+    for trial in range(60):
+        photo = Image.open(io.BytesIO(images.read(int(trials.index[trial, 0]))))
+        kind, strength = trials.kind[trial], images.strength[trial]
+        plain = [DISTORTIONS[kind](photo, float(s), np.random.default_rng(0)) for s in strength[1:]]
+        drawn = [Image.open(io.BytesIO(images.read(int(row)))) for row in trials.index[trial, 1:]]
+        if plain[0].tobytes() == plain[1].tobytes():
+            moved.append(kind)
+            assert drawn[0].tobytes() != drawn[1].tobytes()
+        else:
+            assert [a.tobytes() for a in plain] == [b.tobytes() for b in drawn]
+    assert 0 < len(moved) < 30 and set(moved) == {"pixelation"}
+
+
+def test_a_photo_that_no_strength_changes_is_named(tmp_path: Path) -> None:
+    for i in range(10):
+        Image.new("RGB", (40, 30), "white").save(tmp_path / f"{i}.png")
+    trials = trials_of(tmp_path, kinds=("blur",))
+    with pytest.raises(ValueError, match=r"\d\.png is the same picture after blur of any strength \(trial 0\)"):
+        trials.images.read(int(trials.index[0, 1]))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
