@@ -269,10 +269,9 @@ def _perceptual(name: str, folder: Path, part: str) -> Subject:
     shape = folder / SHAPE
 
     def build_shape() -> Encoder:
-        from training.perceptual.embedding import read_shape
-        from training.perceptual.run import embedding, read_embedding
+        from training.perceptual.run import read_embedding, read_start
 
-        return read_embedding(folder) if not part else embedding(read_shape(shape).start)
+        return read_start(folder) if part else read_embedding(folder)
 
     files = [shape] if part else [shape, *(folder / f for f in ("weights.safetensors", HEAD) if (folder / f).is_file())]
     if not part and len(files) < 2:

@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from contract.files import whole
 from training.distill import Load, Log, take_steps
 from training.encoders import Encoder, weights_digest
 from training.feeds import Feed, Step
 from training.images import digest_of
-from training.perceptual.embedding import HEAD, SHAPE, Shape, write_shape
+from training.perceptual.embedding import HEAD, SHAPE, Origin, Shape, write_shape
 from training.perceptual.objective import Perceptual, PerceptualConfig, step_of, trial_feed
 from training.perceptual.trials import Trials
 from training.processes import place
@@ -44,6 +45,7 @@ def align(
     config: PerceptualConfig,
     out: Path,
     *,
+    origin: Origin | None = None,
     device: str = "cpu",
 ) -> None:
     """Train an encoder on the trials of the split `train`, or go on with the checkpoint in `out`.
@@ -55,6 +57,8 @@ def align(
         load: rows of the trials' images to pixels, or to features where the encoder has a head.
         config: constants.
         out: folder to make or to continue.
+        origin: of the starting weights, written beside the shape: what the result is compared with is built again from
+            it. Pretrained weights if not given.
         device: where to compute.
 
     Raises:
@@ -70,6 +74,7 @@ def align(
         Lesson(Perceptual(config.margin), feed, step_of(val), load, trials_digests(trials)),
         config,
         out,
+        origin=origin,
         device=device,
     )
 
@@ -94,7 +99,14 @@ class Lesson:
 
 
 def learn(
-    encoder: Encoder, shape: Shape, lesson: Lesson, config: PerceptualConfig, out: Path, *, device: str = "cpu"
+    encoder: Encoder,
+    shape: Shape,
+    lesson: Lesson,
+    config: PerceptualConfig,
+    out: Path,
+    *,
+    origin: Origin | None = None,
+    device: str = "cpu",
 ) -> None:
     """Take the steps of a lesson, or go on with them, and leave the best weights in the encoder and in `out`.
 
@@ -108,12 +120,12 @@ def learn(
         inputs = {"encoder": weights_digest(encoder.module)} | lesson.inputs
         identity = {"config": asdict(config) | same, "shape": asdict(shape), "inputs": inputs}
         claim(out / "config.json", identity, ("numpy", "peft", "timm", "torch"))
-        write_shape(shape, out / SHAPE)
+        write_shape(shape, out / SHAPE, origin)
     here.wait()
     if not (out / "weights.safetensors").exists():
         trainer = Trainer(encoder, lesson.objective, config, device)
         start = trainer.resume(out / "checkpoint.pt")
-        validation = _Validation(trainer, lesson, shape, config, out, start)
+        validation = _Validation(trainer, lesson, config, out, start)
         if not start and not validation.lines:
             validation(0)
         if not validation.spent:
@@ -140,10 +152,8 @@ class _Validation:
     the weights that `best` may hold already are written again.
     """
 
-    def __init__(
-        self, trainer: Trainer, lesson: Lesson, shape: Shape, config: PerceptualConfig, out: Path, start: int
-    ) -> None:
-        self.trainer, self.lesson, self.shape, self.config, self.out = trainer, lesson, shape, config, out
+    def __init__(self, trainer: Trainer, lesson: Lesson, config: PerceptualConfig, out: Path, start: int) -> None:
+        self.trainer, self.lesson, self.config, self.out = trainer, lesson, config, out
         file = out / "validation.jsonl"
         read = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         done = [line for line in read if line["step"] <= start] if start else []
@@ -178,7 +188,8 @@ class _Validation:
         if step in self.config.strengths:
             folder = strength_folder(self.out, step)
             folder.mkdir(exist_ok=True)
-            write_shape(self.shape, folder / SHAPE)
+            with whole(folder / SHAPE) as stream:
+                stream.write((self.out / SHAPE).read_bytes())
             self.trainer.write(folder)
         return not self.spent
 

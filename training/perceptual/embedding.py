@@ -60,6 +60,19 @@ class Shape:
         return replace(self, output="own", hidden=None) if self.output == "levels" else self
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Weights that an alignment starts from.
+
+    Attributes:
+        pretrained: False where they were drawn at random.
+        seed: of what was drawn: random weights, and the head's first layer.
+    """
+
+    pretrained: bool = True
+    seed: int = 0
+
+
 class Ensemble(nn.Module):
     """Embeddings of several backbones side by side."""
 
@@ -223,15 +236,21 @@ def _ensemble(parts: Sequence[Encoder], shape: Shape) -> Encoder:
     return Encoder(module, parts[0].pixels, sum(part.size for part in parts), base)
 
 
-def write_shape(shape: Shape, file: Path) -> None:
-    """Write a shape, so that the weights beside it can be read as what they are."""
-    write_json(file, asdict(shape))
+def write_shape(shape: Shape, file: Path, origin: Origin | None = None) -> None:
+    """Write a shape, so that the weights beside it can be read as what they are, and what they started from."""
+    write_json(file, asdict(shape) | ({} if origin is None else {"origin": asdict(origin)}))
 
 
 def read_shape(file: Path) -> Shape:
-    """What `write_shape` wrote."""
+    """The shape that `write_shape` wrote."""
     stored = json.loads(file.read_text())
+    stored.pop("origin", None)
     return Shape(**(stored | {"branches": tuple(stored["branches"])}))
+
+
+def read_origin(file: Path) -> Origin:
+    """The origin that `write_shape` wrote; pretrained weights where it wrote none, as runs of before did."""
+    return Origin(**json.loads(file.read_text()).get("origin", {}))
 
 
 def write_head(module: Headed, file: Path) -> None:

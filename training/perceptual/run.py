@@ -30,7 +30,7 @@ from training.models import build
 from training.perceptual.align import align, strength_folder, trials_digests
 from training.perceptual.bapps import read_bapps
 from training.perceptual.class_triplets import class_triplets
-from training.perceptual.embedding import SHAPE, Headed, Shape, read_shape, shaped
+from training.perceptual.embedding import SHAPE, Headed, Origin, Shape, read_origin, read_shape, shaped
 from training.perceptual.figures import Scores, accuracy_figures, judgment_scores
 from training.perceptual.generated import GeneratorConfig, generate
 from training.perceptual.left_out import FILE as LEFT_OUT
@@ -86,6 +86,11 @@ class PerceptualRecipe:
     def __post_init__(self) -> None:
         if self.shape.hidden is not None:
             self.training.adaptation.require_no_adapters()
+
+    @property
+    def origin(self) -> Origin:
+        """Of the weights that training starts from."""
+        return Origin(pretrained=self.pretrained, seed=self.seed)
 
 
 def read_trials(source: str, generator: GeneratorConfig, seed: int) -> Trials:
@@ -196,7 +201,7 @@ def run_perceptual(
     before = work.before(encoder, test)
     work.balance(encoder, trials)
     untrained = None if recipe.shape.start == recipe.shape else work.vectors(encoder, test, "untrained")
-    align(encoder, recipe.shape, trials, work.load, recipe.training, out, device=device)
+    align(encoder, recipe.shape, trials, work.load, recipe.training, out, origin=recipe.origin, device=device)
     after = work.vectors(encoder, test, "after")
     taught = sorted(set(trials.of_split("train").kind.tolist()))
     figures = accuracy_figures(
@@ -233,9 +238,10 @@ def _earned_without(
     work.balance(encoder, others)
     if recipe.shape.start != recipe.shape:
         before = judgment_scores(test, work.vectors(encoder, test, f"{name}/untrained"))
-    align(encoder, recipe.shape, others, work.load, recipe.training, work.out / name, device=device)
+    out = work.out / name
+    align(encoder, recipe.shape, others, work.load, recipe.training, out, origin=recipe.origin, device=device)
     if place().rank == 0:
-        (work.out / name / "checkpoint.pt").unlink(missing_ok=True)  # there are as many trainings as kinds
+        (out / "checkpoint.pt").unlink(missing_ok=True)  # there are as many trainings as kinds
     return before, judgment_scores(test, work.vectors(encoder, test, f"{name}/after"))
 
 
@@ -252,16 +258,25 @@ def embedding(shape: Shape, *, pretrained: bool = True, seed: int = 0) -> Encode
     return shaped(branches, shape, seed=seed)
 
 
-def read_embedding(folder: Path, *, pretrained: bool = True) -> Encoder:
+def read_embedding(folder: Path, *, pretrained: bool | None = None) -> Encoder:
     """The aligned encoder of a run folder.
 
     Args:
         folder: with `weights.safetensors` and `embedding.json`.
-        pretrained: False builds the networks without fetching the weights that are then replaced.
+        pretrained: False builds the networks without fetching the weights that are then replaced; None builds them as
+            the run did.
     """
-    encoder = embedding(read_shape(folder / SHAPE), pretrained=pretrained)
+    origin = read_origin(folder / SHAPE)
+    fetch = origin.pretrained if pretrained is None else pretrained
+    encoder = embedding(read_shape(folder / SHAPE), pretrained=fetch, seed=origin.seed)
     load_weights(encoder, folder / "weights.safetensors")
     return encoder
+
+
+def read_start(folder: Path) -> Encoder:
+    """What the alignment of a run folder is compared with: the embedding before the first step, without levels."""
+    origin = read_origin(folder / SHAPE)
+    return embedding(read_shape(folder / SHAPE).start, pretrained=origin.pretrained, seed=origin.seed)
 
 
 class _Work:

@@ -15,11 +15,12 @@ from PIL import Image
 from tests.training.tiny import tiny_clip
 from training.__main__ import main
 from training.encoders import features_of
+from training.evaluation.subjects import read_subject
 from training.feeds import Step
 from training.images import open_images
 from training.loading import PixelLoader
 from training.perceptual.align import align
-from training.perceptual.embedding import Headed, Shape, shaped
+from training.perceptual.embedding import Headed, Origin, Shape, read_origin, shaped, write_shape
 from training.perceptual.figures import accuracy_figures
 from training.perceptual.generated import GeneratorConfig, generate
 from training.perceptual.objective import Perceptual, PerceptualConfig, hinge, step_of, trial_feed
@@ -214,6 +215,27 @@ def test_weights_of_asked_strengths_are_kept_and_judged_beside_the_best(photos: 
     assert 1e-4 < (two - start).abs().max() < (six - start).abs().max()
     with pytest.raises(ValueError, match=r"strengths \[3, 8\] cannot be kept; expected multiples of"):
         config_of(strengths=(3, 8))
+
+
+def test_a_run_from_random_weights_is_compared_with_these_and_needs_no_hub(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = PerceptualRecipe(
+        name="tiny", description="nothing real", shape=VIT, pretrained=False, seed=3, bootstrap=9,
+        generator=GeneratorConfig(longest=40, per_image=1), training=config_of(steps=2, strengths=(2,)),
+    )  # fmt: skip
+    run_perceptual(recipe, read_trials(f"generated:{photos}", recipe.generator, 0), tmp_path)
+    monkeypatch.setattr("training.timm_models.unfetched", lambda *_: pytest.fail("weights of a hub were asked for"))
+    pixels = torch.randint(0, 256, (3, 3, SIDE, SIDE), dtype=torch.uint8)
+    start = features_of(embedding(VIT, pretrained=False, seed=3), pixels)
+    for run in (tmp_path, tmp_path / "strength-000002"):
+        before, after = (read_subject(name).encoder for name in (f"{run}@before", f"{run}"))
+        assert before is not None and after is not None
+        torch.testing.assert_close(features_of(before(), pixels), start)
+        assert (features_of(after(), pixels) - start).abs().max() > 1e-4
+        assert after().base_model.license == "none: random weights"
+    write_shape(VIT, tmp_path / "old.json")
+    assert read_origin(tmp_path / "old.json") == Origin() and Origin().pretrained
 
 
 def test_adapters_that_fit_no_layer_are_refused(photos: Path, tmp_path: Path) -> None:
