@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,17 @@ def write_photos(folder: Path, n: int) -> Photos:
         write_photo(folder / f"{seed}.png", np.random.default_rng(seed).random(3), seed)
     empty = ("",) * n
     return Photos(folder, tuple(f"{i}.png" for i in range(n)), empty, empty, np.full(n, -1, np.int64))
+
+
+def write_bapps(folder: Path, judged: Mapping[str, Sequence[float]]) -> Path:
+    """A tree in the layout of BAPPS: shares of people who chose p1, by `SPLIT/KIND`."""
+    for place, shares in judged.items():
+        for i, share in enumerate(shares):
+            for number, part in enumerate(("ref", "p0", "p1")):
+                write_photo(folder / place / part / f"{i:06d}.png", np.random.default_rng([i, number]).random(3), i)
+            (folder / place / "judge").mkdir(parents=True, exist_ok=True)
+            np.save(folder / place / f"judge/{i:06d}.npy", np.array([share], np.float32))
+    return folder
 
 
 def write_rows(file: Path, rows: Sequence[Sequence[Any]]) -> Path:

@@ -6,7 +6,7 @@ DATA/instances/NAME/          queries/ITEM/... and gallery/ITEM/..., as consumer
 DATA/counting/NAME/           counts.csv (`image,count,split`, split train or test) and images/
 
 Two-alternative accuracy: distance 1 - cosine, the rule of each data set; the split `test`, or `val` where there is no
-other.
+other. A set, or a kind of it, in which people tie in every trial judges no model and is left out.
 Retrieval: share of queries with a photo of their item among the first 1, 3 and 5 of the gallery by cosine; ties count
 against the model. Counting: the mean count of the k nearest training images by cosine, k of 1, 3, 5 and 10 with the
 most exact counts on the training images, each predicted from the others (rounded; the least error, then the least k,
@@ -41,17 +41,21 @@ NEIGHBOURS = (1, 3, 5, 10)
 
 def two_alternative(setting: Setting) -> Result:
     """Accuracy of every data set, of all its trials and by kind."""
-    out = Result()
+    out, c = Result(), setting.constants
     for folder in _folders(setting, "two-alternative"):
-        trials = reported(read_judgments(folder, setting.constants.seed))
+        trials = reported(read_judgments(folder, c.seed))
+        tied = sorted(set(trials.kind.tolist()) - set(trials.kind[trials.votes != 0.5].tolist()))
+        if tied:
+            out.notes.append(f"{folder.name}: people tie in all trials of {', '.join(tied)}, which is left out.")
+        if not (trials.votes != 0.5).any():
+            continue
         scores = {name: judgment_scores(trials, x) for name, x in setting.vectors(trials.images).items()}
         scores |= {f"{a} - {b}": scores[a] - scores[b] for a, b in setting.pairs}
         _, first = np.unique(trials.judgment, return_index=True)
         kind, unit = trials.kind[first], trials.unit[first]
         groups = {"all": np.ones(len(first), bool)}
         if len(names := np.unique(kind)) > 1:
-            groups |= {str(name): kind == name for name in names}
-        c = setting.constants
+            groups |= {str(name): kind == name for name in names if name not in tied}
         out.rows += [
             Row(
                 "two-alternative accuracy",
@@ -64,6 +68,8 @@ def two_alternative(setting: Setting) -> Result:
             for how, inside in groups.items()
         ]
         out.notes.append(f"{folder.name}: {len(trials)} trials; {trials.rule}.")
+    if not out.rows:
+        raise NotHere(f"people tie in all two-alternative trials of {setting.data}, which judge no model")
     out.plots.append(Plot("bars", "Two-alternative accuracy", {"figure": "two-alternative accuracy", "setting": "all"}))
     return out
 

@@ -38,7 +38,7 @@ from training.perceptual.left_out import LeftOut, kinds_to_leave_out, left_out_f
 from training.perceptual.nights import read_nights
 from training.perceptual.objective import PerceptualConfig
 from training.perceptual.things import read_things
-from training.perceptual.trials import Trials
+from training.perceptual.trials import SPLITS, Trials
 from training.processes import place
 from training.stage import claim, write_json
 from training.student_model import load_weights
@@ -186,10 +186,12 @@ def run_perceptual(
         where it was asked for.
 
     Raises:
-        ValueError: trials without a split to report on, `out` was made by another recipe or from other trials, or a
-            kind that cannot be left out.
+        ValueError: trials without a split to report on, or with one in which people always tie; `out` was made by
+            another recipe or from other trials; or a kind that cannot be left out.
     """
     trials = with_training_judgments(with_all_splits(trials, recipe.seed), recipe.train_trials, recipe.seed)
+    for split in SPLITS:
+        trials.of_split(split).decided()  # before hours are spent, not after
     kinds = kinds_to_leave_out(trials) if leave_out else []
     out.mkdir(parents=True, exist_ok=True)
     if place().rank == 0:

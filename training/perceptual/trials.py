@@ -85,14 +85,18 @@ class Trials:
         return self.take(inside)
 
     def decided(self) -> "Trials":
-        """The trials in which one alternative has more votes than the other: the others teach nothing.
+        """The trials in which one alternative has more votes than the other: the others teach and judge nothing.
 
         Raises:
             ValueError: every trial is a tie.
         """
         clear = self.votes != 0.5
         if not clear.any():
-            raise ValueError(f"{self.source}: people tie in all {len(self)} trials; there is nothing to learn.")
+            where = ", ".join(sorted(set(self.split.tolist())))
+            raise ValueError(
+                f"{self.source}: people tie in all {len(self)} trials of the split {where}; expected some with more "
+                "votes for one side, since a tie teaches nothing and judges no model."
+            )
         return self.take(clear)
 
     @property

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.training.tiny import tiny_clip, tiny_vit, write_rows
+from tests.training.tiny import tiny_clip, tiny_vit, write_bapps, write_rows
 from training.encoders import Encoder
 from training.evaluation import dense
 from training.evaluation.perceptual import count_by_neighbours, read_counts, read_judgments, top_hits
@@ -174,6 +174,19 @@ def test_the_suite_judges_before_against_after_on_every_layout(tmp_path: Path) -
             if model == "b - a":
                 assert difference == pytest.approx(value["b", figure, how] - value["a", figure, how])
         assert {model for model, _, _ in value} == {"a", "b", "b - a"}
+
+
+def test_judgments_in_which_people_always_tie_judge_no_model_and_are_left_out(tmp_path: Path) -> None:
+    write_bapps(tmp_path / "two-alternative/tied", {"val/cnn": [0.5, 0.5]})
+    vit = [Subject("vit", {}, encoder=tiny_vit)]
+    with pytest.raises(ValueError, match=r"people tie in all two-alternative trials of .*, which judge no model"):
+        evaluate(vit, "two-alternative", tmp_path, tmp_path / "out")
+    write_bapps(tmp_path / "two-alternative/some", {"val/cnn": [0.5, 0.5], "val/color": [0.5, 1, 0]})
+    result = evaluate(vit, "two-alternative", tmp_path, tmp_path / "out").sections[0].result
+    assert result is not None
+    assert {(row.group, row.setting) for row in result.rows} == {("some", "all"), ("some", "color")}
+    for name in ("tied", "some"):
+        assert f"{name}: people tie in all trials of cnn, which is left out." in result.notes
 
 
 def test_models_without_patches_take_no_part_and_are_named(tmp_path: Path) -> None:

@@ -411,6 +411,18 @@ def test_a_set_without_a_test_split_reports_on_val_and_chooses_on_a_part_of_trai
         with_all_splits(trials.of_split("train"), seed=0)
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_split_of_ties_alone_is_refused_before_anything_is_written(photos: Path, tmp_path: Path, split: str) -> None:
+    recipe = PerceptualRecipe(
+        name="tiny", description="", shape=VIT, pretrained=False, generator=GeneratorConfig(), training=config_of()
+    )
+    trials = trials_of(photos)
+    tied = replace(trials, votes=np.where(trials.split == split, 0.5, trials.votes))
+    with pytest.raises(ValueError, match=f"people tie in all .* trials of the split {split}; expected"):
+        run_perceptual(recipe, tied, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_training_sees_as_many_judgments_as_were_asked_for_and_whole_ones(photos: Path) -> None:
     trials = trials_of(photos)
     pairs = replace(trials, judgment=np.arange(len(trials)) // 2)
