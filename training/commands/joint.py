@@ -61,6 +61,9 @@ def do(args: argparse.Namespace) -> None:
         figures = run_joint(recipe, trials, args.weights, args.teacher, args.data, args.out, device=device)
         first = place().rank == 0
     if first:
+        for split, counts in figures["photos in common"].items():
+            kept = (f"{n['kept']} of {n['kept'] + n['left out']} {name}" for name, n in counts.items())
+            print(f"split {split}: {', '.join(kept)}; the others show what is held out, reported or validated on")
         for model, found in (figures["models"] | figures["differences"]).items():
             for name, e in found.items():
                 print(f"{model:24} {name:44} {e['value']:+.3f} [{e['low']:+.3f}, {e['high']:+.3f}], n={e['n']}")

@@ -7,8 +7,9 @@
     OUT/split-N/weight-W/photos/...  embeddings of photos and reported trials, where the recipe has no head
     OUT/pareto.json, .csv, .svg, .png
 
-Concepts are split as in the teacher's run: no photo of a held-out concept enters training, and a tenth of the other
-concepts choose the weights. The trials that are reported are of images that training does not see.
+Concepts are split as in the teacher's run, and a tenth of those that are not held out choose the weights, beside the
+validation trials. Training, validation and report of a split have no photo in common, whichever part shows it: see
+`training.perceptual.apart`; how much was left out stands in pareto.json.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from training.encoders import Encoder
 from training.images import Images
 from training.loading import PixelLoader
 from training.perceptual.align import Lesson, learn, trials_digests
+from training.perceptual.apart import Apart, Seen
 from training.perceptual.embedding import Shape
 from training.perceptual.generated import GeneratorConfig
 from training.perceptual.joint import JointConfig, joint_feed, joint_load, joint_objective, validation_step
@@ -34,15 +36,15 @@ from training.perceptual.objective import step_of, trial_feed
 from training.perceptual.pareto import JointSplit, pareto, write_pareto
 from training.perceptual.run import embedding, with_all_splits
 from training.perceptual.trials import Trials
-from training.photos import NO_CONCEPT
 from training.processes import place
 from training.recipe import Recipe
-from training.run import Data, input_hashes, read_data, split_concepts
+from training.run import input_hashes, read_data, split_concepts
 from training.stage import claim
 from training.student import Held, Teacher, clusters_of
 from training.subset import Subset
 
 Vectors = NDArray[np.float32]
+Rows = NDArray[np.int64]
 VALIDATION = 0.1
 """Share of the training concepts whose photos choose the weights."""
 
@@ -98,11 +100,11 @@ def run_joint(
         device: where to compute.
 
     Returns:
-        What `pareto` gives.
+        What `pareto` gives, and "photos in common": `Seen.counts` by split, what was kept and what was left out.
 
     Raises:
         ValueError: a weight outside 0..1 or given twice, a teacher run of another recipe or data, trials that are
-            broken, or `out` made by another recipe.
+            broken or of which too few can be kept apart from the photos, or `out` made by another recipe.
     """
     configs = {weight: replace(recipe.training, weight=weight) for weight in weights}
     if not weights or len(configs) != len(weights):
@@ -110,6 +112,9 @@ def run_joint(
     trials = with_all_splits(trials, recipe.seed)
     data = read_data(data_folder)
     teacher = Teacher(teacher_run, recipe.teacher, data_folder)
+    apart = Apart(data.photos, trials)
+    chosen = {seed: _concepts(recipe, data.photos.concepts, seed) for seed in recipe.split_seeds}
+    seen = {seed: apart.seen(*concepts) for seed, concepts in chosen.items()}
     out.mkdir(parents=True, exist_ok=True)
     if place().rank == 0:
         # Weights are no identity: another one can be added to a run later.
@@ -121,50 +126,51 @@ def run_joint(
     place().wait()
     work = _Work(recipe, data.photos, trials, out, device)
     splits = []
-    for seed in recipe.split_seeds:
-        lessons = _Lessons(recipe, data, teacher, trials, work, seed, out / f"split-{seed}")
+    for seed, (held_out, _) in chosen.items():
+        lessons = _Lessons(recipe, teacher, seen[seed], work, Held(f"split-{seed}", seed, held_out), out)
         aligned = {weight: lessons.learn(config, device) for weight, config in configs.items()}
-        splits.append(JointSplit(seed, lessons.held_out, work.before, aligned, lessons.teacher))
+        splits.append(JointSplit(seed, held_out, work.before, aligned, lessons.teacher))
     figures = pareto(splits, data, recipe.teacher, trials.of_split("test"), set(trials.of_split("train").kind.tolist()))
+    figures["photos in common"] = {str(seed): own.counts for seed, own in seen.items()}
     if place().rank == 0:
         write_pareto(figures, out)
     return figures
 
 
+def _concepts(recipe: JointRecipe, concepts: Rows, seed: int) -> tuple[Rows, Rows]:
+    """(held-out concepts of a split, those whose photos choose the weights)."""
+    known, held_out = split_concepts(concepts, recipe.teacher.held_out, seed)
+    known = np.random.default_rng([recipe.seed, seed]).permutation(known)
+    return held_out, known[: max(3, round(VALIDATION * len(known)))]
+
+
 class _Lessons:
     """What one split's trainings learn from: they differ in their weight alone."""
 
-    def __init__(
-        self, recipe: JointRecipe, data: Data, teacher: Teacher, trials: Trials, work: "_Work", seed: int, out: Path
-    ) -> None:
-        self.recipe, self.trials, self.work, self.out = recipe, trials, work, out
-        known, self.held_out = split_concepts(data.photos.concepts, recipe.teacher.held_out, seed)
-        self.teacher: Vectors = teacher.transform(Held(f"split-{seed}", seed, self.held_out)).apply(teacher.features)
-        known = np.random.default_rng([recipe.seed, seed]).permutation(known)
-        choosing = known[: max(3, round(VALIDATION * len(known)))]
-        concept = data.photos.concept
-        self.rows = np.flatnonzero(~np.isin(concept, np.concatenate([self.held_out, choosing])))
-        self.validation = np.flatnonzero((concept != NO_CONCEPT) & np.isin(concept, choosing))
+    def __init__(self, recipe: JointRecipe, teacher: Teacher, seen: Seen, work: "_Work", held: Held, out: Path) -> None:
+        self.recipe, self.seen, self.work, self.seed = recipe, seen, work, held.seed
+        self.out = out / held.name
+        self.teacher: Vectors = teacher.transform(held).apply(teacher.features)
         if place().rank == 0:
-            clusters_of(self.teacher, self.rows, recipe.clusters, recipe.seed, out / "clusters")
+            clusters_of(self.teacher, seen.rows, recipe.clusters, recipe.seed, self.out / "clusters")
         place().wait()
-        self.label = np.full(len(concept), -1, np.int64)
-        self.label[self.rows] = np.load(out / "clusters/kmeans/assignments.npy", allow_pickle=False)
-        self.seed = seed
+        self.label = np.full(len(self.teacher), -1, np.int64)
+        self.label[seen.rows] = np.load(self.out / "clusters/kmeans/assignments.npy", allow_pickle=False)
 
     def learn(self, config: JointConfig, device: str) -> tuple[Vectors, Vectors]:
         """Embeddings of all photos, and of all images of trials, by the encoder aligned at one weight."""
         config = replace(config, seed=config.seed + self.seed, feed_seed=config.feed_seed + self.seed)
-        train, val = (self.trials.of_split(split).decided() for split in ("train", "val"))
+        train, val = (self.seen.trials.of_split(split).decided() for split in ("train", "val"))
         photos, folder = len(self.label), self.out / f"weight-{config.weight:g}"
         drawn = trial_feed(train, batch=config.batch, seed=config.feed_seed)
-        taught = {"teacher": hashlib.sha256(np.ascontiguousarray(self.teacher).data).hexdigest()}
+        arrays = {"teacher": self.teacher, "photos": self.seen.rows, "validation photos": self.seen.validation}
+        taught = {name: hashlib.sha256(np.ascontiguousarray(x).data).hexdigest() for name, x in arrays.items()}
         lesson = Lesson(
             joint_objective(config, self.teacher),
-            joint_feed(config, self.rows, self.label, drawn, photos),
-            validation_step(config, self.validation, step_of(val), photos),
+            joint_feed(config, self.seen.rows, self.label, drawn, photos),
+            validation_step(config, self.seen.validation, step_of(val), photos),
             self.work.load,
-            trials_digests(self.trials) | taught,
+            trials_digests(self.seen.trials) | taught,
         )
         encoder = embedding(self.recipe.shape, pretrained=self.recipe.pretrained, seed=self.recipe.seed)
         learn(encoder, self.recipe.shape, lesson, config, folder, device=device)

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -16,11 +18,13 @@ from training.feeds import Step
 from training.models import MODELS
 from training.perceptual import joint_run
 from training.perceptual.embedding import Shape
-from training.perceptual.generated import GeneratorConfig
+from training.perceptual.generated import Distorted, GeneratorConfig
 from training.perceptual.joint import JointConfig, JointStep, joint_load, joint_objective, joint_step
 from training.perceptual.joint_run import JointRecipe, run_joint
 from training.perceptual.pareto import ACCURACY, AGREEMENT, BASE, on_front
 from training.perceptual.run import read_trials
+from training.perceptual.trials import Trials
+from training.photos import Photos
 from training.run import read_data, run, split_concepts
 from training.student_model import Adaptation
 
@@ -56,6 +60,38 @@ def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
     return tmp_path / "teacher", data
 
 
+def lessons_of(
+    monkeypatch: pytest.MonkeyPatch, trials: Trials, teacher: tuple[Path, Path], out: Path
+) -> dict[float, tuple[set[int], set[int]]]:
+    """Rows that the first fifty steps embed, and rows of the validation, by weight; nothing is trained."""
+    seen = {}
+
+    def spy(encoder: Any, shape: Any, lesson: Any, config: Any, out: Path, **_: Any) -> None:
+        steps = [lesson.feed(number) for number in range(50)]
+        assert all(isinstance(step, JointStep) for step in [*steps, lesson.validation])
+        rows = {int(row) for step in steps for row in step.rows}
+        seen[config.weight] = rows, set(lesson.validation.rows.tolist())
+
+    monkeypatch.setattr(joint_run, "learn", spy)
+    run_joint(RECIPE, trials, (0.0, 0.5, 1.0), *teacher, out)
+    return seen
+
+
+def shown(trials: Trials, rows: Any) -> set[int]:
+    """Checksums of the files behind images of generated trials: what is distorted, what an object is cut out of."""
+    made = trials.images
+    assert isinstance(made, Distorted)
+    trial = made.rows[rows] // 3
+    pasted = trial[made.kind[trial] == "count"]
+    return {crc32(made.images.read(int(row))) for row in {*made.unit[trial], *made.partner[pasted]}}
+
+
+def read_by(rows: set[int], photos: Photos, trials: Trials) -> set[int]:
+    """Checksums of the files behind rows of a joint step: those of photos first, then those of trials' images."""
+    own = {crc32(photos.read(row)) for row in rows if row < len(photos)}
+    return own | shown(trials, np.array([row - len(photos) for row in rows if row >= len(photos)], int))
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_the_loss_is_the_weighted_sum_of_divergence_and_hinge_each_on_its_own_images(weight: float) -> None:
     rng = np.random.default_rng(0)
@@ -82,24 +118,32 @@ def test_rows_of_photos_and_trials_are_loaded_in_any_order() -> None:
     assert load(np.array([5, 0, 4, 3, 6])).ravel().tolist() == [101, 0, 100, 3, 102]
 
 
-def test_a_part_of_weight_nothing_is_not_embedded_and_no_held_out_concept_is(
+@pytest.mark.parametrize("copied", [False, True])
+def test_training_validation_and_report_have_no_photo_in_common(
+    teacher: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: bool
+) -> None:
+    if copied:
+        shutil.copytree(teacher[1] / "images", tmp_path / "copies/deeper")
+    source = f"{tmp_path}/copies" if copied else f"{teacher[1]}/images.csv"
+    trials = read_trials(f"generated:{source}", RECIPE.generator, 0)
+    lessons = lessons_of(monkeypatch, trials, teacher, tmp_path / "out")
+    photos = read_data(teacher[1]).photos
+    _, held_out = split_concepts(photos.concepts, TINY.held_out, 0)
+    hidden = {crc32(photos.read(row)) for row in np.flatnonzero(np.isin(photos.concept, held_out))}
+    reported = shown(trials, np.unique(trials.of_split("test").index))
+    for steps, validation in lessons.values():
+        training, choosing = (read_by(step, photos, trials) for step in (steps, validation))
+        assert training and training.isdisjoint(choosing | hidden | reported)
+        assert choosing and choosing.isdisjoint(hidden | reported)
+
+
+def test_a_part_of_weight_nothing_is_not_embedded(
     teacher: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trials = read_trials(f"generated:{teacher[1]}/images.csv", RECIPE.generator, 0)
-    photos, seen = read_data(teacher[1]).photos, {}
-
-    def spy(encoder: Any, shape: Any, lesson: Any, config: Any, out: Path, **_: Any) -> None:
-        steps = [*(lesson.feed(number) for number in range(50)), lesson.validation]
-        assert all(isinstance(step, JointStep) for step in steps)
-        seen[config.weight] = {int(row) for step in steps for row in step.rows}
-
-    monkeypatch.setattr(joint_run, "learn", spy)
-    run_joint(RECIPE, trials, (0.0, 0.5, 1.0), *teacher, tmp_path / "out")
-    _, held_out = split_concepts(photos.concepts, TINY.held_out, 0)
-    hidden = set(np.flatnonzero(np.isin(photos.concept, held_out)).tolist())
-    reported = {len(photos) + int(row) for row in trials.of_split("test").index.ravel()}
-    assert all(rows.isdisjoint(hidden | reported) for rows in seen.values())
-    assert max(seen[0.0]) < len(photos) <= min(seen[1.0]) and seen[0.5] > seen[0.0]
+    seen = {weight: own[0] for weight, own in lessons_of(monkeypatch, trials, teacher, tmp_path / "out").items()}
+    n = len(read_data(teacher[1]).photos)
+    assert max(seen[0.0]) < n <= min(seen[1.0]) and seen[0.5] > seen[0.0]
 
 
 def test_each_end_learns_its_own_judgments_and_a_rerun_trains_nothing(
@@ -135,7 +179,12 @@ def test_the_command_runs_a_recipe_at_the_weights_given(
     argv = ["joint", "tiny", f"generated:{data}/images.csv", "--data", data, "--teacher", run_folder]
     given = "--weights 0 1 --steps 4 --checkpoint-every 2 --scale 3 --splits 1"
     main([*argv, "--out", str(tmp_path / "out"), *given.split()])
-    assert "on the front: weights" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "on the front: weights" in printed
+    counts = json.loads((tmp_path / "out/pareto.json").read_text())["photos in common"]["1"]["training trials"]
+    total = read_trials(argv[2], RECIPE.generator, 0).of_split("train")
+    assert counts["left out"] > 0 and sum(counts.values()) == len(total)
+    assert f"split 1: {counts['kept']} of {len(total)} training trials" in printed
     stored = json.loads((tmp_path / "out/split-1/weight-1/config.json").read_text())["config"]
     assert (stored["weight"], stored["scale"], stored["steps"], stored["seed"]) == (1, 3, 4, 1)
     with pytest.raises(SystemExit, match=r"weight is 2\.0; expected 0"):
