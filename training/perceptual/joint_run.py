@@ -103,12 +103,17 @@ def run_joint(
         What `pareto` gives, and "photos in common": `Seen.counts` by split, what was kept and what was left out.
 
     Raises:
-        ValueError: a weight outside 0..1 or given twice, a teacher run of another recipe or data, trials that are
-            broken or of which too few can be kept apart from the photos, or `out` made by another recipe.
+        ValueError: a weight outside 0..1 or given twice, a head on features and augmentation of images, a teacher run
+            of another recipe or data, trials that are broken or of which too few can be kept apart from the photos, or
+            `out` made by another recipe.
     """
     configs = {weight: replace(recipe.training, weight=weight) for weight in weights}
     if not weights or len(configs) != len(weights):
         raise ValueError(f"weights are {list(weights)}; expected at least one, each once.")
+    if recipe.shape.output == "levels":
+        raise ValueError("levels are weighed for cosine distances, and triplets are judged by dot products.")
+    if recipe.shape.hidden is not None:
+        recipe.training.require_no_augmentation()
     trials = with_all_splits(trials, recipe.seed)
     data = read_data(data_folder)
     teacher = Teacher(teacher_run, recipe.teacher, data_folder)
@@ -181,8 +186,6 @@ class _Work:
     """Where photos and trials' images come from: pixels, or features of frozen branches that are computed once."""
 
     def __init__(self, recipe: JointRecipe, photos: Images, trials: Trials, out: Path, device: str) -> None:
-        if recipe.shape.output == "levels":
-            raise ValueError("levels are weighed for cosine distances, and triplets are judged by dot products.")
         self.computing, self.photos, self.trials = EmbedConfig(device=device), photos, trials
         self.name = "+".join(recipe.shape.branches)
         self.reported = np.unique(trials.of_split("test").index)

@@ -74,6 +74,14 @@ class PerceptualConfig(TrainConfig):
         """Of Adam."""
         return self.first_beta, 0.999
 
+    def require_no_augmentation(self) -> None:
+        """Raises ValueError where images are to change at every step: features computed once have no pixels."""
+        if self.augment != "none":
+            raise ValueError(
+                f"augment is {self.augment!r}, and a head is trained on features that are computed once; expected none "
+                "or a recipe without a head."
+            )
+
 
 def hinge(distance: Tensor, votes: Tensor, margin: float) -> Tensor:
     """Mean of max(0, margin - (d_left - d_right) y), y = 1 where the right one has more votes, else -1.

@@ -303,8 +303,7 @@ class _Work:
                 raise ValueError(f"{graph} cannot be trained: the recipe has no head, whose features it would compute.")
             self.load = PixelLoader(trials.images, encoder.pixels)
             return
-        if recipe.training.augment != "none":
-            raise ValueError("a head is trained on features that are computed once; augment must be none.")
+        recipe.training.require_no_augmentation()
         assert isinstance(encoder.module, Headed)
         frozen = replace(encoder, module=encoder.module.inner)
         name = "+".join(recipe.shape.branches)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.tiny import TINY, TINY_MODEL, write_tiny_data
+from tests.training.tiny import TINY, TINY_MODEL, write_photos, write_tiny_data
 from training.__main__ import main
 from training.feeds import Step
 from training.models import MODELS
@@ -22,7 +22,7 @@ from training.perceptual.generated import Distorted, GeneratorConfig
 from training.perceptual.joint import JointConfig, JointStep, joint_load, joint_objective, joint_step
 from training.perceptual.joint_run import JointRecipe, run_joint
 from training.perceptual.pareto import ACCURACY, AGREEMENT, BASE, on_front
-from training.perceptual.run import read_trials
+from training.perceptual.run import PerceptualRecipe, read_trials, run_perceptual
 from training.perceptual.trials import Trials
 from training.photos import Photos
 from training.run import read_data, run, split_concepts
@@ -199,3 +199,18 @@ def test_the_front_is_what_no_other_point_beats() -> None:
 def test_a_weight_outside_its_range_is_refused() -> None:
     with pytest.raises(ValueError, match=r"weight is 1.5; expected 0"):
         replace(RECIPE.training, weight=1.5)
+
+
+@pytest.mark.parametrize("how", ["flip", "crop"])
+def test_a_head_on_features_takes_no_augmentation_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: Any
+) -> None:
+    monkeypatch.setitem(MODELS, "tiny", TINY_MODEL)
+    write_photos(tmp_path / "photos", 20)
+    trials = read_trials(f"generated:{tmp_path / 'photos'}", RECIPE.generator, 0)
+    recipe = replace(RECIPE, training=replace(RECIPE.training, augment=how))
+    alone = {"name": "alone", "description": "", "shape": RECIPE.shape, "generator": RECIPE.generator}
+    with pytest.raises(ValueError, match=rf"augment is '{how}', and a head .* expected none or a recipe without"):
+        run_joint(recipe, trials, (0.5,), tmp_path / "teacher", tmp_path / "data", tmp_path / "out")
+    with pytest.raises(ValueError, match=rf"augment is '{how}', and a head .* expected none or a recipe without"):
+        run_perceptual(PerceptualRecipe(**alone, training=recipe.training), trials, tmp_path / "alone")
