@@ -94,14 +94,17 @@ def test_a_head_by_image_is_the_head(photos: Path, tmp_path: Path) -> None:
         assert (encoder.module(pixels) - encoder.module.inner(pixels)).abs().max() > 1e-3  # type: ignore[operator]
 
 
-def test_weights_of_one_strength_and_of_a_joint_run_are_read_as_what_they_are(photos: Path, tmp_path: Path) -> None:
+def test_weights_of_one_strength_are_read_and_a_run_that_is_not_finished_is_refused(
+    photos: Path, tmp_path: Path
+) -> None:
     run = finished(photos, tmp_path / "run", "lora")
     assert read_perceptual(run / "strength-000004").kernel == {"aligned": "cosine"}
     config: Any = json.loads((run / "config.json").read_text())
     config["config"]["weight"] = 0.25
     (run / "config.json").write_text(json.dumps(config))
-    source = read_perceptual(run)
-    assert source.kernel == {"aligned": "dot"} and source.alignment.startswith("semantic and perceptual")
+    (run / "figures.json").unlink()
+    with pytest.raises(ValueError, match=r"lacks recipe\.json or figures\.json; finish it with .* joint"):
+        read_perceptual(run)
     (run / "weights.safetensors").unlink()
     with pytest.raises(ValueError, match=r"lacks weights\.safetensors; finish it with"):
         read_perceptual(run)

@@ -4,6 +4,7 @@
     OUT/photos/, OUT/trials/         features of frozen branches, where the recipe has a head; else embeddings before
     OUT/split-N/clusters/            k-means of the teacher's vectors of the photos that training sees
     OUT/split-N/weight-W/            of `training.perceptual.align`: checkpoints, log, weights
+    OUT/split-N/weight-W/recipe.json, figures.json   the recipe at that weight, and what `pareto` found of it: the card
     OUT/split-N/weight-W/photos/...  embeddings of photos and reported trials, where the recipe has no head
     OUT/pareto.json, .csv, .svg, .png
 
@@ -33,13 +34,13 @@ from training.perceptual.embedding import Shape
 from training.perceptual.generated import GeneratorConfig
 from training.perceptual.joint import JointConfig, joint_feed, joint_load, joint_objective, validation_step
 from training.perceptual.objective import step_of, trial_feed
-from training.perceptual.pareto import JointSplit, pareto, write_pareto
+from training.perceptual.pareto import JointSplit, of_weight, pareto, write_pareto
 from training.perceptual.run import embedding, with_all_splits
 from training.perceptual.trials import Trials
 from training.processes import place
 from training.recipe import Recipe
 from training.run import input_hashes, read_data, split_concepts
-from training.stage import claim
+from training.stage import claim, write_json
 from training.student import Held, Teacher, clusters_of
 from training.subset import Subset
 
@@ -139,7 +140,17 @@ def run_joint(
     figures["photos in common"] = {str(seed): own.counts for seed, own in seen.items()}
     if place().rank == 0:
         write_pareto(figures, out)
+        for seed in recipe.split_seeds:
+            for weight, config in configs.items():
+                folder = weight_folder(out / f"split-{seed}", weight)
+                write_json(folder / "recipe.json", {"recipe": asdict(replace(recipe, training=config)), "split": seed})
+                write_json(folder / "figures.json", of_weight(figures, weight))
     return figures
+
+
+def weight_folder(split: Path, weight: float) -> Path:
+    """Where a split's training at one weight is kept."""
+    return split / f"weight-{weight:g}"
 
 
 def _concepts(recipe: JointRecipe, concepts: Rows, seed: int) -> tuple[Rows, Rows]:
@@ -166,7 +177,7 @@ class _Lessons:
         """Embeddings of all photos, and of all images of trials, by the encoder aligned at one weight."""
         config = replace(config, seed=config.seed + self.seed, feed_seed=config.feed_seed + self.seed)
         train, val = (self.seen.trials.of_split(split).decided() for split in ("train", "val"))
-        photos, folder = len(self.label), self.out / f"weight-{config.weight:g}"
+        photos, folder = len(self.label), weight_folder(self.out, config.weight)
         drawn = trial_feed(train, batch=config.batch, seed=config.feed_seed)
         arrays = {"teacher": self.teacher, "photos": self.seen.rows, "validation photos": self.seen.validation}
         taught = {name: hashlib.sha256(np.ascontiguousarray(x).data).hexdigest() for name, x in arrays.items()}

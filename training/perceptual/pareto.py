@@ -29,6 +29,8 @@ from training.student_figures import KERNEL, Split, judge, paired_mean
 
 Vectors = NDArray[np.float32]
 AGREEMENT, ACCURACY = "agreement with VICE", "two-alternative accuracy"
+RSA, NEIGHBOURS = "RSA with VICE", "Caltech-101 1-NN"
+HELD_OUT = f"{ACCURACY}, kinds held out"
 BASE = "before"
 
 
@@ -70,8 +72,8 @@ def pareto(
 
     Returns:
         {"models": {model: {figure: estimate}}, "differences": {"a - b": {figure: estimate}}, "front": weights on the
-        Pareto front, "teacher": its agreement, "rule": how trials are scored, "splits": seeds}. Differences are to
-        the model before, and to weight 0, AligNet alone, where it is there.
+        Pareto front, "teacher": its agreement, "rule": how trials are scored, "trials": how many, "splits": seeds}.
+        Differences are to the model before, and to weight 0, AligNet alone, where it is there.
     """
     vectors = [{BASE: s.before} | {model_name(w): pair for w, pair in s.aligned.items()} for s in splits]
     names = list(vectors[0])
@@ -87,11 +89,11 @@ def pareto(
     for name in names:
         models[name] = {
             AGREEMENT: evaluate.estimate(judged[name], evaluate.agreement, **options),
-            "RSA with VICE": evaluate.estimate(judged[name], evaluate.rsa, **options),
+            RSA: evaluate.estimate(judged[name], evaluate.rsa, **options),
             **looks.estimates(lambda by, name=name: by[name]),  # type: ignore[misc]
         }
         if len(hits[name][0]):
-            models[name]["Caltech-101 1-NN"] = evaluate.average(
+            models[name][NEIGHBOURS] = evaluate.average(
                 [evaluate.proportion(float(h.sum()), len(h)) for h in hits[name]]
             )
     pairs = [(name, BASE) for name in names[1:]]
@@ -100,11 +102,11 @@ def pareto(
     for a, b in pairs:
         differences[f"{a} - {b}"] = {
             AGREEMENT: evaluate.difference(judged[a], judged[b], (evaluate.agreement,) * 2, **options),
-            "RSA with VICE": evaluate.difference(judged[a], judged[b], (evaluate.rsa,) * 2, **options),
+            RSA: evaluate.difference(judged[a], judged[b], (evaluate.rsa,) * 2, **options),
             **looks.estimates(lambda by, a=a, b=b: by[a] - by[b]),  # type: ignore[misc]
         }
         if len(hits[a][0]):
-            differences[f"{a} - {b}"]["Caltech-101 1-NN"] = paired_mean(hits[a], hits[b])
+            differences[f"{a} - {b}"][NEIGHBOURS] = paired_mean(hits[a], hits[b])
     weights = {model_name(weight): weight for weight in splits[0].aligned}
     points = np.array([[models[name][AGREEMENT].value, models[name][ACCURACY].value] for name in weights])
     return {
@@ -113,7 +115,34 @@ def pareto(
         "front": [weight for weight, on in zip(weights.values(), on_front(points), strict=True) if on],
         "teacher": asdict(evaluate.estimate(judged["teacher"], evaluate.agreement, **options)),
         "rule": trials.rule,
+        "trials": len(trials),
         "splits": [split.seed for split in splits],
+    }
+
+
+def of_weight(figures: dict[str, Any], weight: float) -> dict[str, Any]:
+    """What `pareto` found of one weight, and how: for the model card of each split's model at that weight.
+
+    Returns:
+        {"before", "after", "after - before": {figure: estimate}, "notes": {figure: how it was measured}}.
+    """
+    name = model_name(weight)
+    splits = ", ".join(map(str, figures["splits"]))
+    judged = f"triplets of held-out concepts, {KERNEL} product; splits {splits} of the concepts"
+    accuracy = f"1 - cosine; {figures['rule']}; {figures['trials']} trials of images that training did not see"
+    notes = {
+        AGREEMENT: f"{judged}; a tie counts as wrong",
+        RSA: judged,
+        ACCURACY: f"{accuracy}; splits {splits}",
+        HELD_OUT: f"{accuracy}, of kinds that it did not see either; splits {splits}",
+        NEIGHBOURS: f"class of the nearest other photo by cosine, photos of training among them; splits {splits}",
+    }
+    after = figures["models"][name]
+    return {
+        "before": figures["models"][BASE],
+        "after": after,
+        "after - before": figures["differences"][f"{name} - {BASE}"],
+        "notes": {figure: notes[figure] for figure in after},
     }
 
 
@@ -137,7 +166,7 @@ class _Looks:
         out = {ACCURACY: accuracy(score, self.unit, **self.options)}
         if not self.seen.all():
             held = ~self.seen
-            out[f"{ACCURACY}, kinds held out"] = accuracy(score[held], self.unit[held], **self.options)
+            out[HELD_OUT] = accuracy(score[held], self.unit[held], **self.options)
         return out
 
 

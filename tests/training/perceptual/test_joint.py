@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from export.perceptual import read_perceptual
 from tests.training.tiny import TINY, TINY_MODEL, write_photos, write_tiny_data
 from training.__main__ import main
 from training.feeds import Step
@@ -70,6 +71,7 @@ def lessons_of(
         steps = [lesson.feed(number) for number in range(50)]
         assert all(isinstance(step, JointStep) for step in [*steps, lesson.validation])
         rows = {int(row) for step in steps for row in step.rows}
+        out.mkdir()
         seen[config.weight] = rows, set(lesson.validation.rows.tolist())
 
     monkeypatch.setattr(joint_run, "learn", spy)
@@ -189,6 +191,27 @@ def test_the_command_runs_a_recipe_at_the_weights_given(
     assert (stored["weight"], stored["scale"], stored["steps"], stored["seed"]) == (1, 3, 4, 1)
     with pytest.raises(SystemExit, match=r"weight is 2\.0; expected 0"):
         main([*argv, "--out", str(tmp_path / "out"), "--weights", "2"])
+
+
+def test_the_card_of_a_weight_says_what_it_was_aligned_with_and_what_that_weight_is_worth(
+    teacher: tuple[Path, Path], tmp_path: Path
+) -> None:
+    trials = read_trials(f"generated:{teacher[1]}/images.csv", RECIPE.generator, 0)
+    short = replace(RECIPE, training=replace(RECIPE.training, steps=4, checkpoint_every=2))
+    found = run_joint(short, trials, (0.0, 0.5, 1.0), *teacher, tmp_path / "out")
+    run_joint(short, trials, (0.25,), *teacher, tmp_path / "out")  # the others' cards stay what they are
+    said = {weight: read_perceptual(tmp_path / f"out/split-0/weight-{weight:g}") for weight in (0.0, 0.5, 1.0)}
+    kinds = {weight: source.alignment.partition(":")[0] for weight, source in said.items()}
+    assert kinds == {0.0: "semantic", 0.5: "semantic and perceptual", 1.0: "perceptual"}
+    assert [source.kernel["aligned"] for source in said.values()] == ["dot", "dot", "cosine"]
+    for weight, source in said.items():
+        assert source.name == f"tiny-joint-weight-{weight:g}" and f"Weight {weight:g} of 1" in source.description
+        given = f"tiny_joint TRIALS --data DATA --teacher TEACHER --weights {weight:g} --splits 0 --out RUN"
+        assert source.training["command"] == f"python -m training joint {given}"
+        values = {(figure.name, figure.space): figure.value for figure in source.figures}
+        assert values[AGREEMENT, "aligned"] == found["models"][f"weight {weight:g}"][AGREEMENT]["value"]
+        gained = found["differences"][f"weight {weight:g} - before"][ACCURACY]["value"]
+        assert values[ACCURACY, "aligned - base"] == gained
 
 
 def test_the_front_is_what_no_other_point_beats() -> None:
