@@ -128,11 +128,11 @@ def of_weight(figures: dict[str, Any], weight: float) -> dict[str, Any]:
     """
     name = model_name(weight)
     splits = ", ".join(map(str, figures["splits"]))
-    judged = f"triplets of held-out concepts, {KERNEL} product; splits {splits} of the concepts"
+    judged = f"of held-out concepts, {KERNEL} product; splits {splits} of the concepts"
     accuracy = f"1 - cosine; {figures['rule']}; {figures['trials']} trials of images that training did not see"
     notes = {
-        AGREEMENT: f"{judged}; a tie counts as wrong",
-        RSA: judged,
+        AGREEMENT: f"triplets {judged}; a tie counts as wrong",
+        RSA: f"pairs {judged}",
         ACCURACY: f"{accuracy}; splits {splits}",
         HELD_OUT: f"{accuracy}, of kinds that it did not see either; splits {splits}",
         NEIGHBOURS: f"class of the nearest other photo by cosine, photos of training among them; splits {splits}",
