@@ -30,7 +30,7 @@ from training.images import Images
 from training.loading import PixelLoader
 from training.perceptual.align import Lesson, learn, trials_digests
 from training.perceptual.apart import Apart, Seen
-from training.perceptual.embedding import Shape
+from training.perceptual.embedding import Origin, Shape
 from training.perceptual.generated import GeneratorConfig
 from training.perceptual.joint import JointConfig, joint_feed, joint_load, joint_objective, validation_step
 from training.perceptual.objective import step_of, trial_feed
@@ -188,8 +188,9 @@ class _Lessons:
             self.work.load,
             trials_digests(self.seen.trials) | taught,
         )
-        encoder = embedding(self.recipe.shape, pretrained=self.recipe.pretrained, seed=self.recipe.seed)
-        learn(encoder, self.recipe.shape, lesson, config, folder, device=device)
+        origin = Origin(pretrained=self.recipe.pretrained, seed=self.recipe.seed)
+        encoder = embedding(self.recipe.shape, pretrained=origin.pretrained, seed=origin.seed)
+        learn(encoder, self.recipe.shape, lesson, config, folder, origin=origin, device=device)
         return self.work.vectors(encoder, folder)
 
 

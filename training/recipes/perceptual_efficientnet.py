@@ -5,7 +5,7 @@ Command   python -m training perceptual perceptual_efficientnet generated:DATA/i
 Hardware  1 CPU core of two threads, shared, 4 GB: 9 to 35 images a second for the features of 27,531 images, computed
           once; then about a minute a training, seven of them
 Result    2,074 photos not seen, two-alternative accuracy .909 before; +.014 [.010, .019]; of kinds not seen +.003
-          [.000, .007], and -.003 [-.006, .000] with --draw 1 and 2 pooled: no gain there
+          [.000, .007], and -.003 [-.006, -.0003] with --draw 1 and 2 pooled: no gain there
 Source    DreamSim's residual head with a hidden layer of 512; rate, steps and difficulty chosen on validation photos
 """
 

@@ -38,7 +38,7 @@ RECIPE = JointRecipe(
     training=JointConfig(
         steps=30,
         batch=8,
-        photos=8,
+        photos=4,
         per_group=2,
         triplets_per_step=60,
         temperature=1.0,
@@ -47,7 +47,7 @@ RECIPE = JointRecipe(
         patience=None,
         adaptation=Adaptation(),
     ),
-    clusters=4,
+    clusters=2,
     split_seeds=(0,),
 )
 
