@@ -90,10 +90,10 @@ def main() -> None:
     feeds.add_argument(
         "--batch", type=int, default=120, help="images of a step of either feed; a multiple of 3 and 8 (%(default)s)"
     )
-    feeds.add_argument("--steps", type=int, default=1500, help="of each feed at each rate (%(default)s)")
+    feeds.add_argument("--steps", type=int, default=1000, help="of each feed at each rate (%(default)s)")
     feeds.add_argument("--every", type=int, default=5, help="steps between two measurements (%(default)s)")
     feeds.add_argument(
-        "--target", type=float, nargs="+", default=[0.022, 0.021, 0.0205], help="divergences in nats %(default)s"
+        "--target", type=float, nargs="+", default=[0.021, 0.0205, 0.02], help="divergences in nats %(default)s"
     )
     feeds.add_argument("--rates", type=float, nargs="+", default=[1e-6, 3e-6, 1e-5, 3e-5], help="Adam's %(default)s")
     feeds.add_argument("--seeds", type=int, default=3, help="of a feed's draws and the readout's start (%(default)s)")
