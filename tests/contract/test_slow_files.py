@@ -71,6 +71,7 @@ SLOW = {
     "JPEG, junk": (put(JPEG, SOS, bytes(MANY)), "100000 pieces"),
     "JPEG, restarts": (put(JPEG, SOS, b"\xff\xd1" * MANY), "100000 pieces"),
     "JPEG, frames": (put(JPEG, SOS, segment(0xC0, b"\x08\0\x12\0\x14\3" + b"\1\x11\0" * 1000) * 2), "two frames"),
+    "JPEG, heads of EXIF": (put(JPEG, 2, segment(0xE1, b"Exif\0\0" * 10)), "8 heads of EXIF"),
     "JPEG, EXIF": (put(JPEG, 2, segment(0xE1, b"Exif\0\0" + fractions(282, 1001))), "1000 fractions"),
     "GIF, blocks": (put(GIF, IMAGE, b"!\xfe\1a\0" * MANY), "100000 pieces"),
     "TIFF, resolution": (fractions(282, 1001), "1000 fractions"),
